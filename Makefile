@@ -1,0 +1,35 @@
+# Every target only builds .venv and calls the command line; the words are the flags.
+PYTHON ?= python3
+BIN := .venv/bin
+IVM_MIX := $(BIN)/python -m pipeline
+
+.PHONY: annotate status experts test lint clean
+
+annotate: .venv/ready
+	@$(if $(DATASET),,echo "ivm-mix: say which dataset: make annotate DATASET=demo" >&2; exit 2)
+	@$(IVM_MIX) annotate --dataset "$(DATASET)" $(if $(PROFILE),--profile "$(PROFILE)") $(if $(OUTPUT),--output "$(OUTPUT)") \
+		$(if $(LIMIT),--limit "$(LIMIT)") $(if $(ADDRESS),--address "$(ADDRESS)") $(if $(UPDATE),--update) \
+		$(if $(FRESH),--fresh) $(if $(RETRY_REJECTS),--retry-rejects)
+
+status: .venv/ready
+	@$(IVM_MIX) status "$(RUN)"
+
+experts: .venv/ready
+	@$(IVM_MIX) experts
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Made anew when the pins change; `ready` is written last, so a broken install is not taken for a good one.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv

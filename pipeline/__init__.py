@@ -1,0 +1,1 @@
+"""What runs IVM-Mix: command line, configuration, plan, Ray Data graph, shard store, table schemas, mask codecs."""

@@ -1,0 +1,134 @@
+"""The main job: plan, waves over the shards, discriminator, labels, summary."""
+
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+
+from tqdm import tqdm
+
+from manifests.manifest import Manifest, load_manifest
+from pipeline.config import Profile, load_profile
+from pipeline.errors import InputError, RunFailed
+from pipeline.lock import RunLock
+from pipeline.parts import AllParts, RunSpec
+from pipeline.plan import Plan, committed_plan, make_plan, plan_source
+from pipeline.reconcile import reconcile, run_description
+from pipeline.store import DISCRIMINATOR, RunStore, marker_file
+from pipeline.summary import excessive_rejects, print_summary
+from pipeline.units import LABELS, SAMPLES, SCORES, Unit, units_of
+
+DONE, TOO_MANY_REJECTS = 0, 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One `annotate` command, its flags as given."""
+
+    dataset: str
+    profile: str = "embedded"
+    output: str | None = None
+    limit: int | None = None
+    address: str | None = None
+    update: bool = False
+    fresh: bool = False
+    retry_rejects: bool = False
+
+
+def annotate(job: Job) -> int:
+    """Runs every unit that has work left; returns the exit status, 0 or 1.
+
+    Raises:
+        InputError: bad manifest, profile or OUTPUT, or committed work that would become stale.
+    """
+    manifest, profile = load_manifest(job.dataset), load_profile(job.profile)
+    if job.limit is not None and job.limit < 1:
+        raise InputError(f"--limit {job.limit}: give a number of pairs, 1 or more")
+    store = RunStore(job.output or f"runs/{manifest.name}")
+    store.check_writable()
+    with RunLock(store), tempfile.TemporaryDirectory(prefix="ivm-mix-plan-") as folder:
+        units = units_of(profile, manifest)
+        draft = RunStore(folder)
+        # Planned first: a manifest that cannot be read must not cost the old run.
+        plan = current_plan(store, manifest, profile, job, draft)
+        if job.fresh:
+            store.clear()
+        description = run_description(manifest, profile, job.limit, units)
+        reconcile(store, draft, plan, units, description, job.update)
+        spec = RunSpec(store.output, manifest, profile, plan)
+        parts = run(spec, store, job)
+        print_summary(parts, store)
+    excess = excessive_rejects(parts)
+    for line in excess:
+        print(line, file=sys.stderr)
+    return TOO_MANY_REJECTS if excess else DONE
+
+
+def current_plan(store: RunStore, manifest: Manifest, profile: Profile, job: Job, draft: RunStore) -> Plan:
+    """The run's own plan if all it was made from is unchanged, else a new one, its files in `draft`."""
+    plan = None if job.fresh else committed_plan(store)
+    source = plan_source(manifest, profile.shard_pairs, job.limit)
+    whole = plan and {f"plan/{name}" for name in store.part_files("plan")} >= set(plan.files)
+    if plan and whole and source and plan.source == source:
+        return plan
+    return make_plan(manifest, profile.shard_pairs, job.limit, draft, source)
+
+
+def run(spec: RunSpec, store: RunStore, job: Job) -> AllParts:
+    """Brings every unit of the run up to date, starting Ray only if there is work; returns the parts as they are then.
+
+    Raises:
+        InputError: the profile asks for more than this machine has, or there is no cluster at the address.
+        RunFailed: a worker or the storage failed for good.
+    """
+    parts = AllParts(spec, store)
+    units = list(parts.units.values())
+    grounding = [unit for unit in units if unit.name == SAMPLES or unit.expert]
+    labelling = [unit for unit in units if unit.name in (SAMPLES, SCORES, LABELS)]
+    retried = [unit for unit in units if job.retry_rejects and parts.has_rejects(unit)]
+    if not retried and not work_left(parts):
+        return parts
+    # Imported here because Ray takes seconds, which a finished run need not wait for.
+    from pipeline.engine import ray_session, train_on_ray
+
+    with ray_session(job.address, [grounding, [parts.units[DISCRIMINATOR]], labelling]):
+        if retried:
+            _wave(replace(spec, retry=frozenset(unit.name for unit in grounding)), store, "retry", grounding)
+            learned = parts.markers[DISCRIMINATOR].get(0)
+            if learned and not learned.rows:
+                # The rejects may have been the human masks that it lacked.
+                store.delete([marker_file(DISCRIMINATOR, 0)])
+        parts = _wave(spec, store, "ground", grounding)
+        if parts.pending(parts.units[DISCRIMINATOR]):
+            print("training the discriminator …", file=sys.stderr, flush=True)
+            train_on_ray(spec, parts.units[DISCRIMINATOR])
+        scoring = frozenset(unit.name for unit in retried) & {SCORES, LABELS}
+        parts = _wave(replace(spec, retry=scoring), store, "score", labelling)
+    if left := work_left(AllParts(spec, store)):
+        raise RunFailed(f"work is left in {', '.join(left)}")
+    return parts
+
+
+def work_left(parts: AllParts) -> list[str]:
+    """Names of the units that are not up to date."""
+    return [unit.name for unit in parts.units.values() if parts.pending(unit)]
+
+
+def _wave(spec: RunSpec, store: RunStore, name: str, units: list[Unit]) -> AllParts:
+    from pipeline.engine import run_wave
+
+    parts = AllParts(spec, store)
+    pending = {unit.name: parts.pending(unit) for unit in units}
+    shards = sorted({shard for shards in pending.values() for shard in shards})
+    if not shards:
+        return parts
+    # Samples head every wave; an expert with nothing left to do is not even started.
+    working = [unit for unit in units if unit.name == SAMPLES or pending[unit.name]]
+    pairs, rejects = sum(spec.plan.shards[shard].pairs for shard in shards), 0
+    # A log file gets a line now and then, a terminal a moving bar.
+    interval = 0.5 if sys.stderr.isatty() else 10.0
+    with tqdm(total=pairs, desc=name, unit=" pairs", smoothing=0.1, mininterval=interval) as bar:
+        for shard, rejected in run_wave(spec, working, shards):
+            rejects += rejected
+            bar.set_postfix(rejects=rejects, refresh=False)
+            bar.update(spec.plan.shards[shard].pairs)
+    return AllParts(spec, store)

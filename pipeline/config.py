@@ -1,0 +1,102 @@
+"""The profile: which experts, stages and workers a run has. One YAML, validated before anything starts."""
+
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from experts.base import ExpertOptions
+from experts.registry import expert_class, missing
+from pipeline.errors import InputError, validation_problem
+from pipeline.yaml_files import read_yaml
+from stages.base import Config
+from stages.discriminator import DiscriminatorConfig
+from stages.fuse import FusionConfig
+from stages.instruct import InstructConfig
+from stages.weights import WeightConfig
+
+RESERVED_NAMES = ("human", "fused", "best")
+"""What tables and figures call human masks, fused labels and the best candidate; no expert can be named so."""
+
+
+class Pool(Config):
+    """Ray resources of one unit: `workers` processes, each reserving `cpus` and `gpus` (fractions allowed)."""
+
+    workers: int = Field(1, ge=1)
+    cpus: float = Field(1.0, ge=0)
+    gpus: float = Field(0.0, ge=0)
+
+
+class ExpertEntry(Config):
+    """One expert of the mixture. `expert` is its module in `experts/`, by default of the entry's own name."""
+
+    expert: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+    pool: Pool = Pool()
+
+
+class Pools(Config):
+    """Resources of the units that are not experts."""
+
+    samples: Pool = Pool()
+    discriminator: Pool = Pool()
+    scores: Pool = Pool()
+    labels: Pool = Pool()
+
+
+class Profile(Config):
+    """What `PROFILE=` names. `shard_pairs`: a shard closes at the first image that fills it. `max_reject_share`:
+    share of pairs in [0, 1] that may be rejected before the run counts as failed (exit status 1)."""
+
+    shard_pairs: int = Field(256, ge=1)
+    max_reject_share: float = Field(0.05, ge=0, le=1)
+    instruct: InstructConfig = InstructConfig()
+    experts: dict[str, ExpertEntry] = Field(min_length=1)
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    weight: WeightConfig = WeightConfig()
+    fusion: FusionConfig = FusionConfig()
+    pools: Pools = Pools()
+
+    @field_validator("experts")
+    @classmethod
+    def _name_experts(cls, experts: dict[str, ExpertEntry]) -> dict[str, ExpertEntry]:
+        for name in experts:
+            if name in RESERVED_NAMES:
+                raise ValueError(f"'{name}' means something else in the tables; choose another name")
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(f"'{name}' becomes a folder name: use letters, digits, '-' and '_'")
+        return {name: entry.model_copy(update={"expert": entry.expert or name}) for name, entry in experts.items()}
+
+    def expert_options(self, name: str) -> ExpertOptions:
+        """The validated options of one expert of this profile."""
+        entry = self.experts[name]
+        return expert_class(entry.expert).Options.model_validate(entry.options)
+
+
+def load_profile(profile: str) -> Profile:
+    """A profile by the name of a shipped one (`embedded`) or by the path of a YAML file.
+
+    Raises:
+        InputError: no such file, not YAML, an unknown key; an expert that is unknown, lacks a package or has
+            bad options.
+    """
+    path, raw = read_yaml("profile", profile)
+    try:
+        loaded = Profile.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"{path}: {validation_problem(error)}") from error
+    for name in loaded.experts:
+        try:
+            _check_expert(loaded, name)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+    return loaded
+
+
+def _check_expert(profile: Profile, name: str) -> None:
+    absent = missing(expert_class(profile.experts[name].expert))
+    if absent:
+        raise InputError(f"expert '{name}' needs {', '.join(absent)}; install it, or remove the expert")
+    try:
+        profile.expert_options(name)
+    except ValidationError as error:
+        raise InputError(validation_problem(error, f"experts.{name}.options")) from error

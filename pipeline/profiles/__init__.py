@@ -1,0 +1,1 @@
+"""Shipped profiles, one YAML each."""

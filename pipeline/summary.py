@@ -1,0 +1,100 @@
+"""The tables a run ends with, and `ivm-mix status`: from the markers alone."""
+
+from typing import Any
+
+import pandas as pd
+
+from pipeline.parts import AllParts
+from pipeline.store import DISCRIMINATOR, Marker, RunStore
+from pipeline.units import LABELS, SAMPLES
+
+_METRICS = {
+    "auc": "AUC human vs machine masks",
+    "auc_wrong_target": "AUC human vs another target's human masks",
+    "d_spearman": "Spearman with true IoU of d",
+    "quality_spearman": "of quality",
+}
+
+
+def unit_table(parts: AllParts) -> pd.DataFrame:
+    """One row per unit: committed shards of all, rows, rejects, dropped masks (empty or full), worker seconds."""
+    total = len(parts.spec.plan.shards)
+    rows = []
+    for unit in parts.units.values():
+        done = [marker for marker in parts.markers[unit.name].values() if parts.stands(unit, marker)]
+        rows.append(
+            {
+                "unit": unit.name,
+                "shards": f"{len(done)}/{1 if unit.name == DISCRIMINATOR else total}",
+                "rows": sum(marker.rows for marker in done),
+                "rejects": sum(marker.rejects for marker in done),
+                "dropped": round(sum(marker.stats.get("dropped", 0) for marker in done)),
+                "seconds": round(sum(marker.seconds for marker in done), 1),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def label_table(markers: dict[int, Marker]) -> pd.DataFrame | None:
+    """Mean IoU with the human mask on the labelled pairs: each expert alone, fused, and the best single candidate.
+
+    A pair that got no mask counts as 0. None where no pair is labelled.
+    """
+    stats = add_stats(markers)
+    pairs = stats.get("pairs", 0)
+    if not pairs:
+        return None
+    named = {key.removeprefix("iou_sum/") for key in stats if key.startswith("iou_sum/")}
+    experts = sorted(named - {"fused", "best"})
+    rows = [
+        {"label": name, "answered": stats[f"answered/{name}"] / pairs, "mean IoU": stats[f"iou_sum/{name}"] / pairs}
+        for name in (*experts, "fused", "best")
+        if name in named
+    ]
+    return pd.DataFrame(rows)
+
+
+def add_stats(markers: dict[int, Marker]) -> dict[str, float]:
+    """The sums of the figures in a unit's markers."""
+    totals: dict[str, float] = {}
+    for marker in markers.values():
+        for key, value in marker.stats.items():
+            totals[key] = totals.get(key, 0) + value
+    return totals
+
+
+def print_summary(parts: AllParts, store: RunStore) -> None:
+    """Prints what the run holds, how good its masks are where that can be told, and where it lies."""
+    print(unit_table(parts).to_string(index=False))
+    if parts.markers[DISCRIMINATOR]:
+        print(f"\n{_discriminator_line(store.read_json(f'{DISCRIMINATOR}/metrics.json'))}")
+    labels = label_table(parts.markers[LABELS])
+    if labels is not None:
+        print("\nlabels against human masks, on labelled pairs (no mask counts as 0):")
+        print(labels.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    rejected = count_rejects(parts.markers[SAMPLES])
+    print(f"\n{parts.spec.plan.pairs} pairs, {rejected} rejected. Result: {store.output}")
+
+
+def count_rejects(markers: dict[int, Marker]) -> int:
+    """Rejects of a unit."""
+    return sum(marker.rejects for marker in markers.values())
+
+
+def _discriminator_line(metrics: dict[str, Any] | None) -> str:
+    if metrics is None:
+        return "no discriminator, because too few pairs have a human mask to train it on: d and weight are null"
+    told = [f"{name} {metrics[key]:.3f}" for key, name in _METRICS.items() if metrics[key] is not None]
+    return f"discriminator, on images it has not trained on: {', '.join(told)}"
+
+
+def excessive_rejects(parts: AllParts) -> list[str]:
+    """A line for each unit that rejected more pairs than the profile allows."""
+    allowed, pairs = parts.spec.profile.max_reject_share, parts.spec.plan.pairs
+    rejects = {name: count_rejects(markers) for name, markers in parts.markers.items()}
+    return [
+        f"{name}: {count} of {pairs} pairs rejected, more than max_reject_share {allowed:.0%}; "
+        f"see {parts.spec.output}/rejects/{name}, mend, and say --retry-rejects (RETRY_REJECTS=1)"
+        for name, count in rejects.items()
+        if count > allowed * pairs
+    ]

@@ -1,0 +1,65 @@
+"""Trains the run's discriminator: gathers the labelled pairs' masks shard by shard, trains, commits the weights."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from manifests.manifest import open_reader
+from pipeline.parts import Parts, RunSpec
+from pipeline.schemas import LABELLED
+from pipeline.store import DISCRIMINATOR, Marker, RunStore, marker_file, table_file
+from pipeline.unit_workers import of_pairs, read_candidates
+from pipeline.units import SAMPLES
+from stages.discriminator import Example, examples, train, training_pairs
+from stages.load import read_images
+
+
+def train_discriminator(spec: RunSpec) -> None:
+    """Trains on the run's committed candidates and commits, be it that human masks are too few for a discriminator."""
+    started = time.monotonic()
+    store = RunStore(spec.output)
+    config = spec.profile.discriminator
+    parts = Parts(spec, store.marker)
+    unit = parts.units[DISCRIMINATOR]
+    found = gather(spec, store, training_pairs(_labelled(spec, store), config))
+    store.delete_folder(DISCRIMINATOR)
+    written = {}
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = train(found, config, Path(folder))
+        for file in sorted(Path(folder).iterdir()):
+            name = f"{DISCRIMINATOR}/{file.name}"
+            written[name] = store.write(name, file.read_bytes())
+    marker = Marker(
+        unit=DISCRIMINATOR,
+        shard=0,
+        fingerprint=parts.fingerprints[unit.name],
+        sha256=written,
+        rows=len(found) if metrics else 0,
+        seconds=round(time.monotonic() - started, 3),
+    )
+    store.write(marker_file(DISCRIMINATOR, 0), marker.model_dump_json(indent=2).encode())
+
+
+def gather(spec: RunSpec, store: RunStore, pairs: set[str]) -> list[Example]:
+    """Training examples of these pairs, from the shards in order."""
+    reader = open_reader(spec.manifest)
+    candidates = Parts(spec, store.marker).units[DISCRIMINATOR].inputs
+    found: list[Example] = []
+    for shard in range(len(spec.plan.shards)):
+        rows = store.read_table(table_file(SAMPLES, shard)).to_pylist()
+        samples = [row for row in rows if row["uuid"] in pairs]
+        if not samples:
+            continue
+        images = read_images(dict.fromkeys(row["image"] for row in samples), reader.read)
+        encoded = {image: data for image, data in images.items() if isinstance(data, bytes)}
+        found += examples(samples, of_pairs(read_candidates(store, candidates, shard), samples), encoded)
+    return found
+
+
+def _labelled(spec: RunSpec, store: RunStore) -> Iterator[str]:
+    for shard in range(len(spec.plan.shards)):
+        table = store.read_table(table_file(SAMPLES, shard), ["uuid"], pc.field("branch") == LABELLED)
+        yield from table["uuid"].to_pylist()

@@ -1,0 +1,155 @@
+"""The workers of the four kinds of unit: how each gets its items and which stage it runs."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from experts.registry import expert_class
+from manifests.manifest import open_reader
+from pipeline import schemas, units
+from pipeline.errors import BadImage
+from pipeline.parts import RunSpec
+from pipeline.store import DISCRIMINATOR, RunStore, plan_file, table_file
+from pipeline.units import CANDIDATES_PREFIX
+from pipeline.worker import Shard, UnitWorker
+from stages.base import Output, Row
+from stages.discriminator import Discriminator
+from stages.ground import Ground
+from stages.instruct import Instruct
+from stages.label import Label
+from stages.load import Load, read_images
+from stages.score import Score
+
+
+class SamplesWorker(UnitWorker):
+    """Load and instruct. Head of every wave: where the samples are committed it only fetches them and their images."""
+
+    stage = "load"
+    schema = schemas.SAMPLES
+    extends_parts = True
+
+    def __init__(self, spec: RunSpec, unit: str, attempts: Any) -> None:
+        super().__init__(spec, unit, attempts)
+        self.reader = open_reader(spec.manifest)
+        self.load = Load(self.reader.read_mask)
+        self.instruct = Instruct(spec.profile.instruct)
+        self.images: dict[str, bytes | BadImage] = {}
+
+    def work(self, shard: Shard) -> Shard:
+        self.images = {}
+        super().work(shard)
+        shard.samples = self.store.read_table(table_file(self.unit.name, shard.number)).to_pylist()
+        self._fetch(shard.samples)
+        wanted = {row["image"]: self.images[row["image"]] for row in shard.samples}
+        shard.encoded = {image: data for image, data in wanted.items() if isinstance(data, bytes)}
+        return shard
+
+    def items(self, shard: Shard) -> list[Row]:
+        sha256 = self.spec.plan.shards[shard.number].sha256
+        return self.store.read_table(plan_file(shard.number, sha256)).to_pylist()
+
+    def process(self, shard: Shard, items: list[Row]) -> Output:
+        self._fetch([row for row in items if not row["error"]])
+        loaded = self.load.run(items, self.images)
+        instructed = self.instruct.run(loaded.rows)
+        return Output(instructed.rows, loaded.rejects + instructed.rejects)
+
+    def _fetch(self, rows: list[Row]) -> None:
+        missing = dict.fromkeys(row["image"] for row in rows if row["image"] not in self.images)
+        self.images |= read_images(missing, self.reader.read)
+
+
+class GroundWorker(UnitWorker):
+    """One expert on one worker; its weights are loaded here, once."""
+
+    stage = "ground"
+    schema = schemas.CANDIDATES
+    extends_parts = True
+
+    def __init__(self, spec: RunSpec, unit: str, attempts: Any) -> None:
+        super().__init__(spec, unit, attempts)
+        name = self.unit.name.removeprefix(CANDIDATES_PREFIX)
+        expert = expert_class(spec.profile.experts[name].expert)
+        options = spec.profile.expert_options(name)
+        self.ground = Ground(name, expert(options), expert.version(options))
+
+    def items(self, shard: Shard) -> list[Row]:
+        return shard.samples
+
+    def process(self, shard: Shard, items: list[Row]) -> Output:
+        return self.ground.run(items, shard.encoded)
+
+
+class ScoreWorker(UnitWorker):
+    """Scores every candidate and human mask of a shard."""
+
+    stage = "score"
+    schema = schemas.SCORES
+
+    def __init__(self, spec: RunSpec, unit: str, attempts: Any) -> None:
+        super().__init__(spec, unit, attempts)
+        self.score = Score(load_discriminator(self.store), spec.profile.weight)
+        self.candidates: list[Row] = []
+
+    def items(self, shard: Shard) -> list[Row]:
+        self.candidates = read_candidates(self.store, self.unit.inputs, shard.number)
+        return shard.samples
+
+    def process(self, shard: Shard, items: list[Row]) -> Output:
+        return self.score.run(items, of_pairs(self.candidates, items), shard.encoded)
+
+
+class LabelWorker(UnitWorker):
+    """Fuses the candidates of each unlabelled pair into its label."""
+
+    stage = "label"
+    schema = schemas.LABELS
+
+    def __init__(self, spec: RunSpec, unit: str, attempts: Any) -> None:
+        super().__init__(spec, unit, attempts)
+        self.label = Label(load_discriminator(self.store), spec.profile.weight, spec.profile.fusion)
+        self.candidates: list[Row] = []
+        self.scores: list[Row] = []
+
+    def items(self, shard: Shard) -> list[Row]:
+        self.candidates = read_candidates(self.store, self.unit.inputs, shard.number)
+        self.scores = self.store.read_table(table_file(units.SCORES, shard.number)).to_pylist()
+        return shard.samples
+
+    def process(self, shard: Shard, items: list[Row]) -> Output:
+        candidates, scores = of_pairs(self.candidates, items), of_pairs(self.scores, items)
+        return self.label.run(items, candidates, scores, shard.encoded)
+
+
+def worker_class(unit: str) -> type[UnitWorker]:
+    """The worker of a unit."""
+    if unit.startswith(CANDIDATES_PREFIX):
+        return GroundWorker
+    return {units.SAMPLES: SamplesWorker, units.SCORES: ScoreWorker}.get(unit, LabelWorker)
+
+
+def read_candidates(store: RunStore, inputs: tuple[str, ...], shard: int) -> list[Row]:
+    """Candidate rows of a shard, with their `expert`, of those of `inputs` that are experts' units."""
+    return [
+        {**row, "expert": unit.removeprefix(CANDIDATES_PREFIX)}
+        for unit in inputs
+        if unit.startswith(CANDIDATES_PREFIX)
+        for row in store.read_table(table_file(unit, shard)).to_pylist()
+    ]
+
+
+def of_pairs(rows: list[Row], samples: list[Row]) -> list[Row]:
+    """The rows that belong to these samples."""
+    wanted = {sample["uuid"] for sample in samples}
+    return [row for row in rows if row["uuid"] in wanted]
+
+
+def load_discriminator(store: RunStore) -> Discriminator | None:
+    """The run's trained discriminator, or None where the run has no human masks to train one on."""
+    names = store.files(DISCRIMINATOR)
+    if not names:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            (Path(folder) / name).write_bytes(store.read(f"{DISCRIMINATOR}/{name}") or b"")
+        return Discriminator.load(Path(folder))

@@ -1,0 +1,1 @@
+"""Versioned prompts and rule sets: one YAML file each, and the loader."""

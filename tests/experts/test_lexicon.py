@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experts.lexicon import DIRECTIONS, PROTOTYPES, colour_shares, read_phrase, to_lab, word_fit
+
+
+@pytest.mark.parametrize(
+    ("phrase", "colours", "size", "target"),
+    [
+        ("small red cup", ("red",), -1, (None, None)),
+        ("the biggest gray box", ("grey",), 1, (None, None)),
+        ("leftmost tin", (), 0, (0.0, None)),
+        ("zebra in the bottom right corner", (), 0, (1.0, 1.0)),
+        ("cup on the left side of the image", (), 0, (0.0, None)),
+        ("bottle furthest from the camera", (), 0, (None, 0.0)),
+        ("red cup next to the large blue plate", ("red",), 0, (None, None)),
+        ("banana", ("yellow",), 0, (None, None)),
+        ("green banana", ("green",), 0, (None, None)),
+        ("hundred people", (), 0, (None, None)),
+    ],
+)
+def test_words_of_the_head_are_read_and_those_after_a_relation_are_not(phrase, colours, size, target):
+    words = read_phrase(phrase)
+    assert (words.colours, words.size, words.target) == (colours, size, target)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "kind", "colours"),
+    [
+        ("cup to the left of the blue plate", "left", ("blue",)),
+        ("fork in front of the white bowl", "below", ("white",)),
+        ("pear beside the banana", "near", ("yellow",)),
+        ("spoon on the green book", "on", ("green",)),
+    ],
+)
+def test_relation_is_read_with_what_it_relates_to(phrase, kind, colours):
+    relation = read_phrase(phrase).relation
+    assert relation is not None
+    assert (relation[0], relation[1].colours) == (kind, colours)
+
+
+def test_colour_that_only_the_noun_implies_is_marked_as_assumed():
+    assert read_phrase("banana").assumed
+    assert not read_phrase("yellow banana").assumed
+
+
+@given(st.text(max_size=300))
+def test_any_text_can_be_read(phrase):
+    words = read_phrase(phrase)
+    assert set(words.colours) <= set(PROTOTYPES)
+    assert words.relation is None or words.relation[0] in DIRECTIONS
+
+
+@pytest.mark.parametrize(
+    ("rgb", "name"),
+    [
+        ((220, 30, 30), "red"),
+        ((20, 60, 170), "blue"),
+        ((40, 150, 40), "green"),
+        ((250, 225, 50), "yellow"),
+        ((255, 255, 255), "white"),
+        ((10, 10, 10), "black"),
+        ((128, 128, 128), "grey"),
+        ((90, 50, 25), "brown"),
+        ((245, 130, 25), "orange"),
+        ((245, 150, 190), "pink"),
+        ((120, 40, 150), "purple"),
+    ],
+)
+def test_plain_colours_get_their_name(rgb, name):
+    shares = colour_shares(to_lab(np.full((2, 3, 3), rgb, np.uint8)))
+    assert shares[name].shape == (2, 3)
+    assert shares[name].min() > 0.6
+    np.testing.assert_allclose(sum(shares.values()), 1, atol=1e-4)
+
+
+def test_region_fits_size_and_position_words_relative_to_the_others():
+    areas, centres = [100.0, 400.0, 25.0], [(0.1, 0.5), (0.5, 0.5), (0.9, 0.5)]
+    assert word_fit(read_phrase("largest thing"), areas, centres).argmax() == 1
+    assert word_fit(read_phrase("small thing"), areas, centres).argmax() == 2
+    assert word_fit(read_phrase("thing on the left"), areas, centres).argmax() == 0
+    assert word_fit(read_phrase("thing in the middle"), areas, centres).argmax() == 1
+    assert word_fit(read_phrase("thing"), areas, centres).tolist() == [1, 1, 1]

@@ -1,0 +1,13 @@
+"""An expert whose process dies while it loads, as for lack of memory."""
+
+import os
+import signal
+
+from experts.base import ExpertOptions
+from tests.helpers.killing_expert import KillingExpert
+
+
+class StillbornExpert(KillingExpert):
+    def __init__(self, options: ExpertOptions) -> None:
+        super().__init__(options)
+        os.kill(os.getpid(), signal.SIGKILL)

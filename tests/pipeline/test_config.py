@@ -1,0 +1,68 @@
+import pytest
+import yaml
+
+from pipeline.config import load_profile
+from pipeline.errors import InputError
+from pipeline.yaml_files import shipped
+
+
+def profile(tmp_path, **fields):
+    path = tmp_path / "profile.yaml"
+    path.write_text(yaml.safe_dump({"experts": {"shapes": {}}} | fields))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", shipped("profile"))
+def test_shipped_profiles_load(name):
+    assert load_profile(name).experts
+
+
+def test_an_entry_is_the_expert_of_its_own_name_unless_it_says_another(tmp_path):
+    loaded = load_profile(profile(tmp_path, experts={"shapes": {}, "again": {"expert": "shapes"}}))
+    assert {name: entry.expert for name, entry in loaded.experts.items()} == {"shapes": "shapes", "again": "shapes"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"shard_pair": 3}, "unknown key 'shard_pair'"),
+        ({"shard_pairs": 0}, "field 'shard_pairs'"),
+        ({"shard_pairs": "many"}, "field 'shard_pairs'"),
+        ({"experts": {}}, "field 'experts'"),
+        ({"experts": {"shapes": {"pool": {"worker": 1}}}}, "unknown key 'experts.shapes.pool.worker'"),
+        ({"experts": {"nosuch": {}}}, "no expert 'nosuch'"),
+        ({"experts": {"human": {"expert": "shapes"}}}, "'human' means something else"),
+        ({"experts": {"a/b": {"expert": "shapes"}}}, "folder name"),
+        ({"experts": {"shapes": {"options": {"nosuch": 1}}}}, "unknown key 'experts.shapes.options.nosuch'"),
+        ({"instruct": {"simplifier": "magic"}}, "field 'instruct.simplifier'"),
+        ({"weight": {"rule": "magic"}}, "field 'weight.rule'"),
+        ({"discriminator": {"folds": 1}}, "field 'discriminator.folds'"),
+    ],
+)
+def test_a_bad_profile_is_one_line_with_file_and_field(tmp_path, fields, words):
+    path = profile(tmp_path, **fields)
+    with pytest.raises(InputError) as caught:
+        load_profile(path)
+    assert words in str(caught.value)
+    assert path in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{broken", "- a list", "", "\0"])
+def test_a_file_that_is_no_profile_is_one_line(tmp_path, content):
+    path = tmp_path / "p.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        load_profile(str(path))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_profile_names_the_shipped_ones():
+    with pytest.raises(InputError, match="embedded"):
+        load_profile("nosuch")
+
+
+def test_a_missing_profile_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.yaml: no such file"):
+        load_profile(str(tmp_path / "none.yaml"))

@@ -1,0 +1,125 @@
+"""Rows and experts that fail, on real Ray: one bad row costs one row, and rejects can be replayed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from pipeline.cli import main
+from pipeline.frames import read
+from tests.helpers.killing_expert import DEADLY
+
+pytestmark = pytest.mark.slow
+
+EXPERTS = {
+    "killer": {"expert": "tests.helpers.killing_expert", "pool": {"cpus": 0.5}},
+    "raiser": {"expert": "tests.helpers.raising_expert", "pool": {"cpus": 0.5}},
+}
+
+
+def run_arguments(dataset, run: Path, *more: str, **fields) -> list[str]:
+    path = run.parent / "profile.yaml"
+    path.write_text(yaml.safe_dump({"shard_pairs": 8, "discriminator": {"epochs": 1, "folds": 2}} | fields))
+    return ["annotate", "--dataset", dataset.manifest, "--profile", str(path), "--output", str(run), *more]
+
+
+def paint_corner(path: Path, colour) -> None:
+    with Image.open(path) as image:
+        changed = image.copy()
+    changed.putpixel((0, 0), colour)
+    changed.save(path)
+
+
+def test_a_deadly_image_is_quarantined_then_replayed_once_mended(drawn, tmp_path, capsys):
+    deadly = drawn.folder / "images" / "03.png"
+    with Image.open(deadly) as image:
+        harmless = image.getpixel((0, 0))
+    paint_corner(deadly, DEADLY)
+    run = tmp_path / "run"
+    assert main(run_arguments(drawn, run, experts=EXPERTS)) == 1
+    assert "candidates/killer: 2 of 24 pairs rejected" in capsys.readouterr().err
+
+    rejects = read(str(run), "rejects")
+    assert set(rejects.image) == {"03.png"}
+    killed, raised = (rejects[rejects.expert == name] for name in ("killer", "raiser"))
+    assert list(killed.error) == ["WorkerDied"] * 2
+    assert list(killed.attempts) == [2, 2]
+    assert list(raised.error) == ["ZeroDivisionError"] * 2
+    assert set(raised.message) == {"magenta"}
+    assert json.loads(killed.input.iloc[0])["instruction"].startswith("the ")
+    candidates = read(str(run), "candidates")
+    assert candidates.expert.value_counts().to_dict() == {"killer": 22, "raiser": 22}
+    before = candidates.set_index("candidate_id")
+
+    stayed = read(str(run), "candidates")
+    assert main(run_arguments(drawn, run, "--retry-rejects", experts=EXPERTS)) == 1
+    again = read(str(run), "rejects")
+    assert list(again[again.expert == "killer"].attempts) == [4, 4]
+    assert list(again[again.expert == "raiser"].attempts) == [2, 2]
+    assert list(read(str(run), "candidates").candidate_id) == list(stayed.candidate_id)
+
+    paint_corner(deadly, harmless)
+    assert main(run_arguments(drawn, run, "--retry-rejects", experts=EXPERTS)) == 0
+    assert read(str(run), "rejects").empty
+    after = read(str(run), "candidates")
+    assert after.expert.value_counts().to_dict() == {"killer": 24, "raiser": 24}
+    assert set(before.index) <= set(after.candidate_id)
+    scores = read(str(run), "scores")
+    assert set(after.candidate_id) <= set(scores.candidate_id)
+
+
+def test_a_missing_image_is_replayed_when_it_is_there_and_nothing_else_is_redone(drawn, tmp_path):
+    lost = drawn.folder / "images" / "05.png"
+    kept = lost.read_bytes()
+    lost.unlink()
+    run = tmp_path / "run"
+    fields = {"experts": {"killer": EXPERTS["killer"]}, "max_reject_share": 0.5}
+    assert main(run_arguments(drawn, run, **fields)) == 0
+    rejects = read(str(run), "rejects")
+    assert list(rejects.error) == ["BadImage"] * 2
+    assert len(read(str(run), "labels")) == 22
+    discriminator = (run / "discriminator" / "metrics.json").read_bytes()
+
+    assert main(run_arguments(drawn, run, "--retry-rejects", **fields)) == 0
+    assert list(read(str(run), "rejects").attempts) == [2, 2]
+
+    lost.write_bytes(kept)
+    assert main(run_arguments(drawn, run, "--retry-rejects", **fields)) == 0
+    assert read(str(run), "rejects").empty
+    for table in ("samples", "candidates", "labels"):
+        frame = read(str(run), table)
+        assert len(frame) == 24
+        assert frame.uuid.is_unique
+    assert (run / "discriminator" / "metrics.json").read_bytes() == discriminator
+
+
+def test_replayed_human_masks_give_the_run_the_discriminator_it_lacked(drawn, tmp_path):
+    images, away = drawn.folder / "images", drawn.folder / "away"
+    away.mkdir()
+    labelled = {line["image"] for line in drawn.lines if "mask" in line}
+    for name in labelled:
+        (images / name).rename(away / name)
+    run = tmp_path / "run"
+    fields = {"experts": {"killer": EXPERTS["killer"]}, "max_reject_share": 0.9}
+    assert main(run_arguments(drawn, run, **fields)) == 0
+    assert read(str(run), "scores").d.isna().all()
+    for name in labelled:
+        (away / name).rename(images / name)
+    assert main(run_arguments(drawn, run, "--retry-rejects", **fields)) == 0
+    scores = read(str(run), "scores")
+    assert len(scores) == 24 + 12
+    assert scores.d.notna().all()
+
+
+def test_without_human_masks_d_and_weight_are_null_and_the_summary_says_why(drawn, tmp_path, capsys):
+    drawn.write(branch="unlabelled")
+    run = tmp_path / "run"
+    assert main(run_arguments(drawn, run, experts={"killer": EXPERTS["killer"]})) == 0
+    assert "no discriminator, because" in capsys.readouterr().out
+    scores, labels = read(str(run), "scores"), read(str(run), "labels")
+    assert scores[["d", "quality", "weight", "fold"]].isna().all(axis=None)
+    assert len(scores) == 24
+    assert labels.d.isna().all()
+    assert labels["mask"].notna().all()

@@ -1,0 +1,72 @@
+import pytest
+
+from manifests.manifest import load_manifest
+from pipeline.config import Profile, load_profile
+from pipeline.units import compare, describe, differences, fingerprints
+from pipeline.units import units_of as units_of_run
+
+
+def units_of(profile, **fields):
+    return units_of_run(profile, load_manifest("demo").model_copy(update=fields))
+
+
+@pytest.fixture
+def profile():
+    return load_profile("embedded")
+
+
+def changed(profile, **fields):
+    return Profile.model_validate(profile.model_dump() | fields)
+
+
+def without(profile, name):
+    return changed(
+        profile, experts={key: entry for key, entry in profile.model_dump()["experts"].items() if key != name}
+    )
+
+
+def test_the_same_profile_changes_nothing(profile):
+    changes = compare(describe(units_of(profile)), units_of(profile))
+    assert (changes.stale, changes.grown) == ((), ())
+
+
+def test_a_new_expert_makes_what_reads_it_grow_and_nothing_stale(profile):
+    changes = compare(describe(units_of(without(profile, "text"))), units_of(profile))
+    assert changes.stale == ()
+    assert changes.grown == ("discriminator", "scores", "labels")
+
+
+def test_an_expert_taken_out_is_stale_with_all_that_read_it(profile):
+    changes = compare(describe(units_of(profile)), units_of(without(profile, "text")))
+    assert changes.stale == ("candidates/text", "discriminator", "scores", "labels")
+
+
+def test_a_changed_simplifier_makes_everything_stale(profile):
+    changes = compare(describe(units_of(profile)), units_of(changed(profile, instruct={"simplifier": "verbatim"})))
+    assert changes.stale == tuple(units_of(profile))
+
+
+def test_a_changed_weight_rule_leaves_samples_experts_and_discriminator(profile):
+    changes = compare(describe(units_of(profile)), units_of(changed(profile, weight={"rule": "identity"})))
+    assert changes.stale == ("scores", "labels")
+
+
+def test_another_image_root_makes_everything_stale(profile):
+    changes = compare(describe(units_of(profile, images="/a")), units_of(profile, images="/b"))
+    assert changes.stale == tuple(units_of(profile))
+
+
+def test_more_workers_change_nothing(profile):
+    more = changed(profile, pools={"samples": {"workers": 4}})
+    assert fingerprints(units_of(more)) == fingerprints(units_of(profile))
+
+
+def test_fingerprints_follow_what_a_unit_reads(profile):
+    before = fingerprints(units_of(profile))
+    after = fingerprints(units_of(changed(profile, instruct={"simplifier": "verbatim"})))
+    assert all(before[name] != after[name] for name in before)
+
+
+def test_differences_name_the_leaf_and_both_values():
+    old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "e": 4}
+    assert differences(old, new) == ["a.c: 2 → 5", "d: 3 → absent", "e: absent → 4"]
