@@ -1,12 +1,12 @@
-"""What an expert is: one grounding model that turns an image and its phrases into candidate masks."""
+"""What an expert is: one grounding model that turns images and what is asked of them into candidate masks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,14 @@ class Request:
 
     instruction: str
     phrases: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """An image, uint8 RGB (height, width, 3) with EXIF orientation applied, and all that is asked of it."""
+
+    image: np.ndarray
+    requests: Sequence[Request]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,19 +39,65 @@ class Candidate:
     score: float
     phrase: str
     heatmap: np.ndarray | None = None
-    box: list[float] | None = field(default=None)
+    box: Sequence[float] | None = field(default=None)
 
 
 class ExpertOptions(BaseModel):
     """Base of an expert's options in a profile: an unknown key is an error."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    whereabouts: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say where something is and not what it is; they may change without making candidates stale."""
+
+    def parts(self) -> Iterator["ExpertOptions"]:
+        """These options and those nested in them, such as a detector's segmenter's."""
+        yield self
+        for _, value in self:
+            if isinstance(value, ExpertOptions):
+                yield from value.parts()
+
+    def identity(self) -> dict[str, Any]:
+        """The options that determine what the expert finds, as JSON values."""
+        nested = {name: value.identity() for name, value in self if isinstance(value, ExpertOptions)}
+        plain = self.model_dump(mode="json", exclude={*nested, *self.whereabouts})
+        return plain | nested
+
+    def pinned(self) -> Self:
+        """These options with whatever may come to mean something else later, as a branch's name, made definite.
+
+        Raises:
+            InputError: something they name does not exist.
+        """
+        nested = {name: value.pinned() for name, value in self if isinstance(value, ExpertOptions)}
+        return self.model_copy(update=nested)
+
+
+class Placement(BaseModel):
+    """How a worker runs its expert, which does not change what it finds: `device` auto (a GPU where the pool has
+    one), cpu, cuda or mps; `batch` images, or image-phrase pairs, in one forward pass at most."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: str = Field("auto", pattern="^(auto|cpu|cuda|mps)$")
+    batch: int = Field(4, ge=1)
+
+
+class OutOfMemory(Exception):
+    """A forward pass of one single item does not fit into the device's memory."""
+
+
+class DeviceLost(BaseException):
+    """The device is unusable for the rest of this process, which has to end for another to take its place.
+
+    As with `SystemExit`, a handler for the errors of one image must not catch it.
+    """
 
 
 class Expert(ABC):
     """Base of all experts. A subclass is one file `experts/<name>.py`; the registry finds it by that name.
 
-    Constructed once per worker process, where it loads its weights; `ground` is then called once per image.
+    Constructed once per worker process, where it loads its weights.
     """
 
     summary: ClassVar[str]
@@ -55,8 +109,9 @@ class Expert(ABC):
     device: ClassVar[str] = "cpu"
     Options: ClassVar[type[ExpertOptions]] = ExpertOptions
 
-    def __init__(self, options: ExpertOptions) -> None:
+    def __init__(self, options: ExpertOptions, placement: Placement | None = None) -> None:
         self.options = options
+        self.placement = placement or Placement()
 
     @classmethod
     @abstractmethod
@@ -64,6 +119,9 @@ class Expert(ABC):
         """Model id and revision or weights hash, told without loading the weights.
 
         A new value makes the expert's committed candidates stale.
+
+        Raises:
+            InputError: the weights are not there or are not what they should be.
         """
 
     @abstractmethod
@@ -73,3 +131,36 @@ class Expert(ABC):
         `image` is uint8 RGB (height, width, 3), EXIF orientation applied. Whatever depends on the image alone is
         computed once per call. Deterministic: the same image and requests give the same candidates.
         """
+
+    @property
+    def images_at_once(self) -> int:
+        """How many images `ground_batch` makes good use of."""
+        return 1
+
+    def ground_batch(self, scenes: Sequence[Scene]) -> list[list[list[Candidate]]]:
+        """What `ground` gives, for each of several images.
+
+        Raises:
+            OutOfMemory: not even one item at a time fits.
+            DeviceLost: this process cannot go on.
+        """
+        return [self.ground(scene.image, scene.requests) for scene in scenes]
+
+
+def unique_texts(requests: Sequence[Request], of: str) -> list[str]:
+    """The different phrases (`of="phrases"`) or instructions (`of="instruction"`) of an image's requests, in order."""
+    if of == "instruction":
+        return list(dict.fromkeys(request.instruction for request in requests))
+    return list(dict.fromkeys(phrase for request in requests for phrase in request.phrases))
+
+
+def per_request(
+    requests: Sequence[Request], of: str, found: Mapping[str, Sequence[Candidate]]
+) -> list[list[Candidate]]:
+    """Candidates found for each different text, handed to every request that asked for it, best first."""
+    answers = []
+    for request in requests:
+        texts = [request.instruction] if of == "instruction" else dict.fromkeys(request.phrases)
+        candidates = [candidate for text in texts for candidate in found[text]]
+        answers.append(sorted(candidates, key=lambda candidate: -candidate.score))
+    return answers
