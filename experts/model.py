@@ -206,9 +206,14 @@ def load_processor(processor_class: Any, options: ModelOptions, **arguments: Any
     """
     path = local_path(options.checkpoint)
     try:
-        return processor_class.from_pretrained(path or options.checkpoint, revision=options.revision, **arguments)
+        loaded = processor_class.from_pretrained(path or options.checkpoint, revision=options.revision, **arguments)
     except (*UNREADABLE, re.error) as error:
         first = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise InputError(
             f"checkpoint {options.checkpoint}: its {processor_class.__name__} cannot be loaded: {first[0]}"
         ) from error
+    tokenizer = getattr(loaded, "tokenizer", loaded)
+    # Where its files are missing, transformers makes an empty tokenizer that takes every word for unknown.
+    if hasattr(tokenizer, "get_vocab") and len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
+        raise InputError(f"checkpoint {options.checkpoint}: its tokenizer's vocabulary is missing (tokenizer.json)")
+    return loaded

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from experts.base import Candidate, Expert, ExpertOptions, Request
+from experts.base import Candidate, Expert, ExpertOptions, Placement, Request
 from experts.lexicon import colour_shares, read_phrase, to_lab, word_fit
 from experts.refine import enlarge, refine, shrink, tidy
 from pipeline.masks import mask_box
@@ -111,10 +111,10 @@ class Text(Expert):
     Options = TextOptions
     options: TextOptions
 
-    def __init__(self, options: TextOptions) -> None:
+    def __init__(self, options: TextOptions, placement: Placement | None = None) -> None:
         import rapidocr
 
-        super().__init__(options)
+        super().__init__(options, placement)
         # With the paths given, RapidOCR never compares, mends or downloads a model file.
         models = Path(rapidocr.__file__).parent / "models"
         self._ocr: Any = rapidocr.RapidOCR(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from tqdm import tqdm
 
 from manifests.manifest import Manifest, load_manifest
-from pipeline.config import Profile, load_profile
+from pipeline.config import Profile, load_profile, pin_experts
 from pipeline.errors import InputError, RunFailed
 from pipeline.lock import RunLock
 from pipeline.parts import AllParts, RunSpec
@@ -40,7 +40,7 @@ def annotate(job: Job) -> int:
     Raises:
         InputError: bad manifest, profile or OUTPUT, or committed work that would become stale.
     """
-    manifest, profile = load_manifest(job.dataset), load_profile(job.profile)
+    manifest, profile = load_manifest(job.dataset), pin_experts(load_profile(job.profile))
     if job.limit is not None and job.limit < 1:
         raise InputError(f"--limit {job.limit}: give a number of pairs, 1 or more")
     store = RunStore(job.output or f"runs/{manifest.name}")

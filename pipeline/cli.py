@@ -6,8 +6,9 @@ import traceback
 from collections.abc import Sequence
 
 from pipeline.annotate import Job, annotate
+from pipeline.config import load_profile
 from pipeline.errors import InputError, RunFailed
-from pipeline.status import print_experts, print_status
+from pipeline.status import print_status
 from pipeline.yaml_files import shipped
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 3, 130
@@ -27,9 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return annotate(Job(**options))
         if command == "status":
             print_status(options["run"])
-        else:
-            print_experts()
-        return 0
+            return 0
+        return _experts(**options)
     except InputError as error:
         print(f"ivm-mix: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -44,6 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nivm-mix: interrupted; {_RESUMES}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _experts(check: bool, profile: str) -> int:
+    # Imported here because it brings PyTorch, which takes seconds.
+    from pipeline.experts_command import check_experts, print_experts
+
+    if check:
+        return BAD_INPUT if check_experts(load_profile(profile)) else 0
+    print_experts()
+    return 0
 
 
 _LOGS = "/tmp/ray/session_latest/logs"
@@ -68,5 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="what a run holds and whether it is live, from its files alone")
     status.add_argument("run", metavar="RUN", help="the run's folder or URI")
 
-    commands.add_parser("experts", help="the experts, what they need, and which are available")
+    experts = commands.add_parser("experts", help="the experts, what they need, and which are available")
+    experts.add_argument("--check", action="store_true", help="load every expert of the profile, run it on one photo")
+    experts.add_argument("--profile", default="embedded", metavar="NAME|YAML", help="whose experts to check")
     return parser

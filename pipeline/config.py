@@ -4,13 +4,14 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from experts.base import ExpertOptions
+from experts.base import Expert, ExpertOptions, Placement
 from experts.registry import expert_class, missing
 from pipeline.errors import InputError, validation_problem
 from pipeline.yaml_files import read_yaml
 from stages.base import Config
 from stages.discriminator import DiscriminatorConfig
 from stages.fuse import FusionConfig
+from stages.ground import Keep
 from stages.instruct import InstructConfig
 from stages.weights import WeightConfig
 
@@ -27,11 +28,15 @@ class Pool(Config):
 
 
 class ExpertEntry(Config):
-    """One expert of the mixture. `expert` is its module in `experts/`, by default of the entry's own name."""
+    """One expert of the mixture. `expert` is its module in `experts/`, by default of the entry's own name.
+    `version` is not a user's to set: `pin_experts` notes there what the expert's weights are."""
 
     expert: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
+    keep: Keep = Keep()
     pool: Pool = Pool()
+    placement: Placement = Placement()
+    version: str = ""
 
 
 class Pools(Config):
@@ -92,7 +97,41 @@ def load_profile(profile: str) -> Profile:
     return loaded
 
 
+def pin_experts(profile: Profile) -> Profile:
+    """The profile with every expert's weights looked up, checked, and named for good in its options and `version`.
+
+    Done once, before a run: its workers and its later commands then mean the same weights.
+
+    Raises:
+        InputError: weights are missing, corrupt, or may not be downloaded; names the expert.
+    """
+    pinned = {}
+    for name, entry in profile.experts.items():
+        try:
+            options = profile.expert_options(name).pinned()
+            version = expert_class(entry.expert).version(options)
+        except InputError as error:
+            raise InputError(f"expert '{name}': {error}") from error
+        pinned[name] = entry.model_copy(update={"options": options.model_dump(mode="json"), "version": version})
+    return profile.model_copy(update={"experts": pinned})
+
+
+def load_expert(profile: Profile, name: str) -> Expert:
+    """The expert of this name in a profile, its weights loaded.
+
+    Raises:
+        InputError: they cannot be.
+    """
+    entry = profile.experts[name]
+    try:
+        return expert_class(entry.expert)(profile.expert_options(name), entry.placement)
+    except InputError as error:
+        raise InputError(f"expert '{name}': {error}") from error
+
+
 def _check_expert(profile: Profile, name: str) -> None:
+    if profile.experts[name].version:
+        raise InputError(f"unknown key 'experts.{name}.version'; remove it, the run itself notes it")
     absent = missing(expert_class(profile.experts[name].expert))
     if absent:
         raise InputError(f"expert '{name}' needs {', '.join(absent)}; install it, or remove the expert")

@@ -12,6 +12,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import SystemException
 
+from experts.base import DeviceLost
 from pipeline.attempts import Attempts
 from pipeline.errors import InputError, RunFailed
 from pipeline.parts import RunSpec
@@ -20,6 +21,8 @@ from pipeline.train import train_discriminator
 from pipeline.unit_workers import worker_class
 from pipeline.units import Unit
 from pipeline.worker import Shard
+
+log = logging.getLogger(__name__)
 
 MAX_TRAIN_RETRIES = 3
 WAIT_FOR_WORKERS_S = 600
@@ -141,7 +144,12 @@ class ShardMapper:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Works on the shard; the last unit hands on its number and rejects only."""
-        shard = self.worker.work(unpack(batch))
+        try:
+            shard = self.worker.work(unpack(batch))
+        except DeviceLost as error:
+            # What is lost stays lost in this process; Ray starts another, and `Attempts` counts the death.
+            log.error("%s: the device is lost, this worker ends: %s", self.worker.unit.name, error)
+            os._exit(1)
         progress = {"shard": [shard.number], "rejects": [shard.rejects]}
         return pa.table(progress) if self.last else pack(shard)
 

@@ -1,9 +1,7 @@
-"""`ivm-mix status` and `ivm-mix experts`: what a run holds, and which experts there are."""
+"""`ivm-mix status`: what a run holds and whether it is live."""
 
-import pandas as pd
 from pydantic import ValidationError
 
-from experts.registry import expert_class, expert_names, missing
 from manifests.manifest import Manifest
 from pipeline.config import Profile
 from pipeline.errors import InputError, validation_problem
@@ -38,24 +36,3 @@ def print_status(run: str) -> None:
     print_summary(AllParts(spec, store), store)
     holder = live_holder(store)
     print(f"live: pid {holder['pid']} on {holder['host']}" if holder else "not running")
-
-
-def print_experts() -> None:
-    """Prints name, what it does, device, needs, and whether it is available, for each expert."""
-    rows = []
-    for name in expert_names():
-        expert = expert_class(name)
-        absent = missing(expert)
-        rows.append(
-            {
-                "expert": name,
-                "device": expert.device,
-                "needs": ", ".join(expert.needs) or "-",
-                "available": f"no: {', '.join(absent)} missing" if absent else "yes",
-                "what it does": expert.summary,
-                "limits": expert.limits,
-            }
-        )
-    print(pd.DataFrame(rows).drop(columns=["what it does", "limits"]).to_string(index=False, justify="left"))
-    for row in rows:
-        print(f"\n{row['expert']}: {row['what it does']}\n  limits: {row['limits']}")

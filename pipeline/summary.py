@@ -16,8 +16,12 @@ _METRICS = {
 }
 
 
+_LEFT_OUT = ("dropped", "duplicates", "capped")
+
+
 def unit_table(parts: AllParts) -> pd.DataFrame:
-    """One row per unit: committed shards of all, rows, rejects, dropped masks (empty or full), worker seconds."""
+    """One row per unit: committed shards of all, rows, rejects, masks dropped (empty, full or not a number), suppressed
+    as duplicates and left out by the cap, worker seconds."""
     total = len(parts.spec.plan.shards)
     rows = []
     for unit in parts.units.values():
@@ -28,7 +32,7 @@ def unit_table(parts: AllParts) -> pd.DataFrame:
                 "shards": f"{len(done)}/{1 if unit.name == DISCRIMINATOR else total}",
                 "rows": sum(marker.rows for marker in done),
                 "rejects": sum(marker.rejects for marker in done),
-                "dropped": round(sum(marker.stats.get("dropped", 0) for marker in done)),
+                **{key: round(sum(marker.stats.get(key, 0) for marker in done)) for key in _LEFT_OUT},
                 "seconds": round(sum(marker.seconds for marker in done), 1),
             }
         )

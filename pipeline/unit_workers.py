@@ -4,9 +4,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from experts.registry import expert_class
 from manifests.manifest import open_reader
 from pipeline import schemas, units
+from pipeline.config import load_expert
 from pipeline.errors import BadImage
 from pipeline.parts import RunSpec
 from pipeline.store import DISCRIMINATOR, RunStore, plan_file, table_file
@@ -69,9 +69,8 @@ class GroundWorker(UnitWorker):
     def __init__(self, spec: RunSpec, unit: str, attempts: Any) -> None:
         super().__init__(spec, unit, attempts)
         name = self.unit.name.removeprefix(CANDIDATES_PREFIX)
-        expert = expert_class(spec.profile.experts[name].expert)
-        options = spec.profile.expert_options(name)
-        self.ground = Ground(name, expert(options), expert.version(options))
+        entry = spec.profile.experts[name]
+        self.ground = Ground(name, load_expert(spec.profile, name), entry.version, entry.keep)
 
     def items(self, shard: Shard) -> list[Row]:
         return shard.samples

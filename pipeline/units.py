@@ -5,7 +5,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from experts.registry import expert_class
 from manifests.manifest import Manifest
 from pipeline.config import Pool, Profile
 from pipeline.store import DISCRIMINATOR
@@ -45,8 +44,9 @@ def units_of(profile: Profile, manifest: Manifest) -> dict[str, Unit]:
     for name, entry in profile.experts.items():
         config = {
             "expert": entry.expert,
-            "options": entry.options,
-            "version": expert_class(entry.expert).version(profile.expert_options(name)),
+            "options": profile.expert_options(name).identity(),
+            "keep": entry.keep.model_dump(),
+            "version": entry.version,
         }
         units.append(Unit(f"{CANDIDATES_PREFIX}{name}", (SAMPLES,), config, entry.pool))
     candidates = tuple(unit.name for unit in units[1:])

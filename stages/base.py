@@ -55,12 +55,12 @@ def reject(row: Row, error: Exception, stage: str, expert: str | None = None) ->
 
 
 def decode_ahead(
-    samples: Mapping[str, list[Row]], encoded: Mapping[str, bytes]
+    samples: Mapping[str, list[Row]], encoded: Mapping[str, bytes], ahead: int = 2
 ) -> Iterator[tuple[str, np.ndarray | BadImage]]:
     """Each image of these samples, grouped by image, with its pixels, or the error that says why it has none.
 
-    Pixels are uint8 RGB (height, width, 3) of the size that the samples say. The next two images are decoded in
-    threads while the caller works on this one.
+    Pixels are uint8 RGB (height, width, 3) of the size that the samples say. The next `ahead` images are
+    decoded in two threads while the caller works on this one.
     """
 
     def pixels(image: str) -> np.ndarray | BadImage:
@@ -80,7 +80,7 @@ def decode_ahead(
     with ThreadPoolExecutor(max_workers=2) as pool:
         waiting = iter(samples)
         running: list[tuple[str, Future[np.ndarray | BadImage]]] = [
-            (image, pool.submit(pixels, image)) for image in islice(waiting, 2)
+            (image, pool.submit(pixels, image)) for image in islice(waiting, ahead)
         ]
         while running:
             image, future = running.pop(0)

@@ -1,57 +1,101 @@
-"""Ground: runs one expert over a shard, one call per image, and turns its candidates into table rows."""
+"""Ground: runs one expert over a shard, a few images at a time, and turns its candidates into table rows."""
 
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco
+from pydantic import Field
 
-from experts.base import Candidate, Expert, Request
+from experts.base import Candidate, Expert, Request, Scene
 from pipeline.errors import BadImage
 from pipeline.masks import encode_heatmap, encode_rle, mask_box
-from stages.base import Output, Row, decode_ahead, group_by, reject
+from stages.base import Config, Output, Row, decode_ahead, group_by, reject
+
+
+class Keep(Config):
+    """Which of an expert's candidates for a pair are kept: at most `candidates`, and of any two whose masks have an
+    IoU over `duplicate_iou` the better."""
+
+    candidates: int = Field(16, ge=1)
+    duplicate_iou: float = Field(0.9, gt=0, le=1)
 
 
 class Ground:
-    """One expert as a stage. `name` is its name in the profile, which may differ from its module's."""
+    """One expert as a stage. `name` is its name in the profile, which may differ from its module's.
 
-    def __init__(self, name: str, expert: Expert, version: str) -> None:
-        self.name, self.expert, self.version = name, expert, version
+    Its figures count the masks not kept: `dropped` are empty, full or not a number, `duplicates` and `capped` as
+    `Keep` says.
+    """
+
+    def __init__(self, name: str, expert: Expert, version: str, keep: Keep | None = None) -> None:
+        self.name, self.expert, self.version, self.keep = name, expert, version, keep or Keep()
 
     def run(self, samples: list[Row], encoded: dict[str, bytes]) -> Output:
         """Candidate rows of one shard; an image on which the expert fails costs that image's candidates only."""
-        output = Output(stats={"dropped": 0})
+        output = Output(stats={"dropped": 0, "duplicates": 0, "capped": 0})
         pairs = group_by(samples, "image")
-        for image, pixels in decode_ahead(pairs, encoded):
-            rows = pairs[image]
-            try:
+        at_once = self.expert.images_at_once
+        decoded = decode_ahead(pairs, encoded, ahead=max(2, at_once))
+        while batch := list(islice(decoded, at_once)):
+            readable = []
+            for image, pixels in batch:
                 if isinstance(pixels, BadImage):
-                    raise pixels
-                found = self._ground(pixels, rows)
-            # An expert is third-party code and may raise anything; whatever it is costs this image only.
-            except Exception as error:  # noqa: BLE001
-                output.rejects.extend(reject(row, error, "ground", self.name) for row in rows)
-                continue
-            for row, candidates in zip(rows, found, strict=True):
-                kept = [candidate for candidate in candidates if self._counts(candidate, output.stats)]
-                output.rows.extend(self._candidate_row(row, k, candidate) for k, candidate in enumerate(kept))
+                    self._reject(pairs[image], pixels, output)
+                else:
+                    readable.append((pixels, pairs[image]))
+            self._ground(readable, output)
         return output
 
-    def _ground(self, pixels: np.ndarray, rows: list[Row]) -> list[list[Candidate]]:
-        found = self.expert.ground(pixels, [Request(row["instruction"], row["phrases"]) for row in rows])
-        if len(found) != len(rows):
-            raise ValueError(f"the expert answered {len(found)} of {len(rows)} requests")
-        for request_candidates in found:
-            for candidate in request_candidates:
-                check_candidate(candidate, pixels.shape[:2])
+    def _ground(self, images: list[tuple[np.ndarray, list[Row]]], output: Output) -> None:
+        if not images:
+            return
+        try:
+            found = self._found(images)
+        # An expert is third-party code and may raise anything; alone, an image shows whether it is the culprit.
+        except Exception as error:  # noqa: BLE001
+            if len(images) == 1:
+                self._reject(images[0][1], error, output)
+                return
+        else:
+            for (_, rows), by_request in zip(images, found, strict=True):
+                for row, candidates in zip(rows, by_request, strict=True):
+                    output.rows.extend(self._candidate_rows(row, candidates, output.stats))
+            return
+        # Outside the handler, whose error's traceback keeps the failed pass's tensors in memory.
+        for image in images:
+            self._ground([image], output)
+
+    def _found(self, images: list[tuple[np.ndarray, list[Row]]]) -> list[list[list[Candidate]]]:
+        scenes = [
+            Scene(pixels, [Request(row["instruction"], row["phrases"]) for row in rows]) for pixels, rows in images
+        ]
+        found = self.expert.ground_batch(scenes)
+        if len(found) != len(scenes):
+            raise ValueError(f"the expert answered for {len(found)} of {len(scenes)} images")
+        for scene, by_request in zip(scenes, found, strict=True):
+            if len(by_request) != len(scene.requests):
+                raise ValueError(f"the expert answered {len(by_request)} of {len(scene.requests)} requests")
+            for candidate in (candidate for candidates in by_request for candidate in candidates):
+                check_candidate(candidate, scene.image.shape[:2])
         return found
 
-    @staticmethod
-    def _counts(candidate: Candidate, stats: dict[str, float]) -> bool:
-        """Whether the mask says anything: an empty or a full one is dropped, and counted."""
-        says_something = bool(candidate.mask.any() and not candidate.mask.all())
-        stats["dropped"] += not says_something
-        return says_something
+    def _reject(self, rows: list[Row], error: Exception, output: Output) -> None:
+        output.rejects.extend(reject(row, error, "ground", self.name) for row in rows)
 
-    def _candidate_row(self, row: Row, k: int, candidate: Candidate) -> dict[str, Any]:
+    def _candidate_rows(self, row: Row, candidates: Sequence[Candidate], stats: dict[str, float]) -> list[Row]:
+        telling = [candidate for candidate in candidates if says_something(candidate)]
+        masks = [encode_rle(candidate.mask) for candidate in telling]
+        different = without_duplicates(telling, masks, self.keep.duplicate_iou)
+        kept = best_of_each_phrase_first([telling[k] for k in different])[: self.keep.candidates]
+        stats["dropped"] += len(candidates) - len(telling)
+        stats["duplicates"] += len(telling) - len(different)
+        stats["capped"] += len(different) - len(kept)
+        rows = [(telling[different[k]], masks[different[k]]) for k in sorted(kept)]
+        return [self._candidate_row(row, k, candidate, mask) for k, (candidate, mask) in enumerate(rows)]
+
+    def _candidate_row(self, row: Row, k: int, candidate: Candidate, mask: dict[str, Any]) -> Row:
         return {
             "uuid": row["uuid"],
             "candidate_id": f"{row['uuid']}/{self.name}/{k}",
@@ -60,13 +104,49 @@ class Ground:
             "box": mask_box(candidate.mask) if candidate.box is None else candidate.box,
             "score": float(candidate.score),
             "area": float(candidate.mask.mean()),
-            "mask": encode_rle(candidate.mask),
+            "mask": mask,
             "heatmap": None if candidate.heatmap is None else encode_heatmap(candidate.heatmap),
         }
 
 
+def says_something(candidate: Candidate) -> bool:
+    """Whether a mask is neither empty nor full, and its score, box and heatmap are numbers."""
+    figures = [candidate.score, *(candidate.box if candidate.box is not None else [])]
+    if np.isnan(np.asarray(figures, dtype=np.float64)).any():
+        return False
+    if candidate.heatmap is not None and np.isnan(candidate.heatmap).any():
+        return False
+    return bool(candidate.mask.any() and not candidate.mask.all())
+
+
+def without_duplicates(candidates: Sequence[Candidate], masks: Sequence[dict[str, Any]], iou: float) -> list[int]:
+    """Indices, best first, of candidates of which no two have masks (COCO RLE, parallel) over this IoU."""
+    order = sorted(range(len(candidates)), key=lambda k: -candidates[k].score)
+    if len(order) < 2:
+        return order
+    overlap = np.asarray(coco.iou(list(masks), list(masks), [0] * len(masks)))
+    kept: list[int] = []
+    for k in order:
+        if not (overlap[k, kept] > iou).any():
+            kept.append(k)
+    return kept
+
+
+def best_of_each_phrase_first(candidates: Sequence[Candidate]) -> list[int]:
+    """Indices of candidates that come best first, reordered: each phrase's best, each one's second best, and so on.
+
+    So that a cap does not cost a phrase that scores low all of its candidates.
+    """
+    ranks: dict[str, int] = {}
+    rank_of = []
+    for candidate in candidates:
+        rank_of.append(ranks.get(candidate.phrase, 0))
+        ranks[candidate.phrase] = rank_of[-1] + 1
+    return sorted(range(len(candidates)), key=lambda k: rank_of[k])
+
+
 def check_candidate(candidate: Candidate, shape: tuple[int, ...]) -> None:
-    """Holds an expert to what `Candidate` promises, before anything of it reaches a table.
+    """Holds an expert to what `Candidate` promises, before anything of it reaches a table. Not-a-number passes.
 
     Raises:
         ValueError: mask or heatmap is not of the image's `shape` (height, width) or has other values than promised,
@@ -78,9 +158,9 @@ def check_candidate(candidate: Candidate, shape: tuple[int, ...]) -> None:
         raise TypeError(f"a candidate has a bool mask and a str phrase, not {mask.dtype} and {candidate.phrase!r}")
     if mask.shape != shape:
         raise ValueError(f"the mask is {mask.shape}, the image {shape}")
-    if not 0 <= candidate.score <= 1:
+    if candidate.score < 0 or candidate.score > 1:
         raise ValueError(f"the score is {candidate.score}, not in [0, 1]")
-    if heatmap is not None and (heatmap.shape != shape or not (heatmap.min() >= 0 and heatmap.max() <= 1)):
+    if heatmap is not None and (heatmap.shape != shape or heatmap.min() < 0 or heatmap.max() > 1):
         raise ValueError(f"the heatmap is {heatmap.shape} of [{heatmap.min()}, {heatmap.max()}], not {shape} of [0, 1]")
-    if box is not None and not (len(box) == 4 and np.isfinite(np.asarray(box, dtype=np.float64)).all()):
+    if box is not None and (len(box) != 4 or np.isinf(np.asarray(box, dtype=np.float64)).any()):
         raise ValueError(f"the box is {box}, not four finite numbers")
