@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 IVM_MIX := $(BIN)/python -m pipeline
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: annotate status experts test lint clean
+.PHONY: annotate status experts bench test lint clean
 
 annotate: .venv/ready
 	@$(if $(DATASET),,echo "ivm-mix: say which dataset: make annotate DATASET=demo" >&2; exit 2)
@@ -15,7 +16,10 @@ status: .venv/ready
 	@$(IVM_MIX) status "$(RUN)"
 
 experts: .venv/ready
-	@$(IVM_MIX) experts
+	@$(IVM_MIX) experts $(if $(CHECK),--check) $(if $(PROFILE),--profile "$(PROFILE)")
+
+bench: .venv/ready
+	@$(IVM_MIX) bench --profile "$(or $(PROFILE),$$($(BIN)/python tests/tiny_profile.py build/bench))"
 
 test: .venv/ready
 	$(BIN)/python -m pytest
@@ -26,9 +30,11 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 # Made anew when the pins change; `ready` is written last, so a broken install is not taken for a good one.
+# groundingdino-py asks for an old supervision and a second OpenCV, neither of which its model uses: hence --no-deps.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --editable '.[dev,groundingdino]'
+	$(PIP) --no-deps groundingdino-py
 	@touch $@
 
 clean:

@@ -29,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command == "status":
             print_status(options["run"])
             return 0
-        return _experts(**options)
+        if command == "experts":
+            return _experts(**options)
+        return _bench(**options)
     except InputError as error:
         print(f"ivm-mix: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -53,6 +55,14 @@ def _experts(check: bool, profile: str) -> int:
     if check:
         return BAD_INPUT if check_experts(load_profile(profile)) else 0
     print_experts()
+    return 0
+
+
+def _bench(profile: str) -> int:
+    # As above.
+    from pipeline.bench import bench
+
+    bench(profile)
     return 0
 
 
@@ -81,4 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     experts = commands.add_parser("experts", help="the experts, what they need, and which are available")
     experts.add_argument("--check", action="store_true", help="load every expert of the profile, run it on one photo")
     experts.add_argument("--profile", default="embedded", metavar="NAME|YAML", help="whose experts to check")
+
+    bench = commands.add_parser("bench", help="the pipeline's time against a loop over pairs, with a profile's experts")
+    bench.add_argument("--profile", default="embedded", metavar="NAME|YAML", help="whose experts to time")
     return parser
