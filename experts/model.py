@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from experts.base import Candidate, DeviceLost, Expert, ExpertOptions, OutOfMemory, Placement, Request, Scene
 from experts.checkpoints import UNREADABLE, check_files, commit_of, local_path, weights_id
@@ -18,24 +19,29 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class ModelOptions(ExpertOptions):
-    """Options of whatever has weights. `checkpoint` is a local path or a hub id, `owner/name`, and `revision` the
-    latter's branch, tag or commit; `dtype` is that of weights and activations."""
+class CheckpointOptions(ExpertOptions):
+    """Options of whatever is read from a checkpoint: a local path or a hub id, `owner/name`, of which `revision` is
+    the branch, tag or commit."""
 
     whereabouts: ClassVar[frozenset[str]] = frozenset({"checkpoint", "revision"})
 
     checkpoint: str
     revision: str = "main"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     def pinned(self) -> Self:
         """Checks local files; makes a hub revision the commit that it is now."""
         path = local_path(self.checkpoint)
         if path is None:
             pinned = self.model_copy(update={"revision": commit_of(self.checkpoint, self.revision)})
-            return super(ModelOptions, pinned).pinned()
+            return super(CheckpointOptions, pinned).pinned()
         check_files(path)
         return super().pinned()
+
+
+class ModelOptions(CheckpointOptions):
+    """Options of whatever has weights. `dtype` is that of weights and activations."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -44,7 +50,7 @@ class ModelOptions(ExpertOptions):
 
 def weights_ids(options: ExpertOptions) -> str:
     """The weights that these options and those nested in them name."""
-    models = (part for part in options.parts() if isinstance(part, ModelOptions))
+    models = (part for part in options.parts() if isinstance(part, CheckpointOptions))
     return " + ".join(weights_id(part.checkpoint, part.revision) for part in models)
 
 
@@ -178,6 +184,9 @@ def load_pretrained(model_class: Any, options: ModelOptions, device: torch.devic
         InputError: the weights are missing, corrupt, or of another model; naming the checkpoint.
     """
     path = local_path(options.checkpoint)
+    # What it would report about the weights is looked at here.
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         model, info = model_class.from_pretrained(
             path or options.checkpoint,
@@ -198,7 +207,7 @@ def load_pretrained(model_class: Any, options: ModelOptions, device: torch.devic
     return model.to(device).eval().requires_grad_(False)
 
 
-def load_processor(processor_class: Any, options: ModelOptions, **arguments: Any) -> Any:
+def load_processor(processor_class: Any, options: CheckpointOptions, **arguments: Any) -> Any:
     """The processor, tokenizer or image processor that lies with a checkpoint.
 
     Raises:

@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
+import torch
 from pydantic import BeforeValidator, SerializeAsAny
 
 from experts.base import Placement
@@ -38,6 +39,25 @@ class Masks:
     masks: np.ndarray
     scores: np.ndarray
     stability: np.ndarray
+
+    @classmethod
+    def of_logits(cls, logits: torch.Tensor, scores: torch.Tensor) -> Self:
+        """From logits (n, height, width) at the image's size and scores (n,); thresholds 0 and, for the stability,
+        ±1, as in Segment Anything, appendix B."""
+        inner, outer = ((logits > threshold).sum((1, 2)) for threshold in (1.0, -1.0))
+        stability = inner / outer.clamp(min=1)
+        return cls((logits > 0).cpu().numpy(), scores.clamp(0, 1).cpu().numpy(), stability.cpu().numpy())
+
+    @classmethod
+    def joined(cls, found: Sequence[Self], encoded: Encoded) -> Self:
+        """All masks of several answers for one image, in order."""
+        none = np.zeros(0, dtype=np.float32)
+        no_mask = np.zeros((0, encoded.height, encoded.width), dtype=bool)
+        return cls(
+            np.concatenate([no_mask, *(masks.masks for masks in found)]),
+            np.concatenate([none, *(masks.scores for masks in found)]),
+            np.concatenate([none, *(masks.stability for masks in found)]),
+        )
 
 
 class Segmenter(ABC):

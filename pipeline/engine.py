@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import ray
@@ -138,20 +138,32 @@ class ShardMapper:
     def __init__(self, spec: RunSpec, unit: str, attempts: Any, last: bool) -> None:
         this = ray.get_runtime_context().get_actor_id()
         ray.get(attempts.starting.remote(unit, this))
-        self.worker = worker_class(unit)(spec, unit, attempts)
+        self.unit, self.last = unit, last
+        # Ray restarts an actor whose constructor raises, for ever; what a call raises ends the run with its reason.
+        self.unusable: Exception | None = None
+        try:
+            self.worker = worker_class(unit)(spec, unit, attempts)
+        except Exception as error:  # noqa: BLE001
+            self.unusable = error
+        except DeviceLost as error:
+            self._die(error)
         ray.get(attempts.started.remote(this))
-        self.last = last
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Works on the shard; the last unit hands on its number and rejects only."""
+        if self.unusable:
+            raise self.unusable
         try:
             shard = self.worker.work(unpack(batch))
         except DeviceLost as error:
-            # What is lost stays lost in this process; Ray starts another, and `Attempts` counts the death.
-            log.error("%s: the device is lost, this worker ends: %s", self.worker.unit.name, error)
-            os._exit(1)
+            self._die(error)
         progress = {"shard": [shard.number], "rejects": [shard.rejects]}
         return pa.table(progress) if self.last else pack(shard)
+
+    def _die(self, error: DeviceLost) -> NoReturn:
+        """What is lost stays lost in this process: Ray starts another, and `Attempts` counts the death."""
+        log.error("%s: the device is lost, this worker ends: %s", self.unit, error)
+        os._exit(1)
 
 
 def pack(shard: Shard) -> pa.Table:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 
 from pipeline.attempts import History
-from pipeline.errors import WorkerDied
+from pipeline.errors import InputError, WorkerDied
 from pipeline.parts import Parts, RunSpec
 from pipeline.schemas import REJECTS, to_table
 from pipeline.store import Marker, RunStore, marker_file, rejects_file, table_file
@@ -109,6 +109,8 @@ class UnitWorker(ABC):
     def _run_whole(self, shard: Shard, items: list[Row]) -> Output | None:
         try:
             return self._run(shard, items)
+        except InputError:
+            raise
         # Whatever one row makes a stage raise must not cost the others; image by image the culprit is found.
         except Exception:
             log.exception("%s failed on shard %d as a whole; going image by image", self.unit.name, shard.number)
@@ -131,6 +133,8 @@ class UnitWorker(ABC):
     def _run_by_row(self, shard: Shard, rows: list[Row]) -> Output:
         try:
             return self._run(shard, rows)
+        except InputError:
+            raise
         # As above; once a row is alone, it is the culprit.
         except Exception as error:  # noqa: BLE001
             if len(rows) == 1:

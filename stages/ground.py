@@ -9,7 +9,7 @@ from pycocotools import mask as coco
 from pydantic import Field
 
 from experts.base import Candidate, Expert, Request, Scene
-from pipeline.errors import BadImage
+from pipeline.errors import BadImage, InputError
 from pipeline.masks import encode_heatmap, encode_rle, mask_box
 from stages.base import Config, Output, Row, decode_ahead, group_by, reject
 
@@ -53,6 +53,9 @@ class Ground:
             return
         try:
             found = self._found(images)
+        except InputError:
+            # As a key that an endpoint refuses: no image's fault, and it would be every image's.
+            raise
         # An expert is third-party code and may raise anything; alone, an image shows whether it is the culprit.
         except Exception as error:  # noqa: BLE001
             if len(images) == 1:

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from experts.base import Candidate, DeviceLost, Expert, ExpertOptions, OutOfMemory
+from pipeline.errors import InputError
 from pipeline.masks import decode_heatmap, decode_rle
 from pipeline.schemas import CANDIDATES, to_table
 from stages.ground import Ground, Keep
@@ -183,3 +184,8 @@ def test_an_image_that_fails_a_batch_is_found_and_alone_rejected(error):
 def test_a_lost_device_is_no_images_fault():
     with pytest.raises(DeviceLost):
         run(Batched(DeviceLost("illegal memory access")), images=2, white={1})
+
+
+def test_what_is_the_users_to_mend_ends_the_run_and_rejects_no_image():
+    with pytest.raises(InputError, match="key"):
+        run(Batched(InputError("the endpoint refuses the key")), images=2, white={1})

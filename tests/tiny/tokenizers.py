@@ -1,4 +1,4 @@
-"""Tokenizers of the real classes with a vocabulary of single characters: what a tiny model's checkpoint is saved with."""
+"""Tokenizers of the real classes, whose vocabulary is single characters, for the checkpoints of tiny models."""
 
 from string import ascii_lowercase, digits
 

@@ -1,0 +1,174 @@
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.ops import box_iou
+from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, BertConfig, BertModel
+
+from experts.base import Candidate, Placement, Request, Scene
+from experts.grounding_dino import GroundingDino, caption
+from pipeline.errors import InputError
+from tests.tiny import owlv2
+from tests.tiny.grounding_dino import save
+
+# Tiny models gain nothing from threads and lose much where cores are shared.
+
+SEGMENTER = {"name": "tests.helpers.box_segmenter", "checkpoint": "unused"}
+RNG = np.random.default_rng(0)
+WIDE, TALL, LARGE, WIDE_TOO = (
+    RNG.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((90, 130), (200, 100), (180, 260), (90, 130))
+)
+ASK = Request("where do the cats sit?", ["a cat", "the big red bus", "x"])
+
+
+@pytest.fixture(scope="module", params=["grounding-dino", "mm-grounding-dino"])
+def saved(request, tmp_path_factory):
+    return save(tmp_path_factory.mktemp("tiny"), request.param)
+
+
+@pytest.fixture(scope="module")
+def expert(saved):
+    """Keeps every box, for comparison."""
+    return _expert(saved, threshold=0, nms=1)
+
+
+def _expert(saved: dict, batch: int = 4, **options) -> GroundingDino:
+    chosen = GroundingDino.Options.model_validate(saved | {"segmenter": SEGMENTER} | options)
+    return GroundingDino(chosen, Placement(device="cpu", batch=batch))
+
+
+@cache
+def _library(checkpoint: str):
+    return AutoProcessor.from_pretrained(checkpoint), AutoModelForZeroShotObjectDetection.from_pretrained(checkpoint)
+
+
+@torch.inference_mode()
+def _reference(checkpoint: str, image: np.ndarray, caption: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes, inside the image and not empty, and scores of the library's own call, best first."""
+    processor, model = _library(checkpoint)
+    inputs = processor(images=image, text=caption, return_tensors="pt")
+    height, width = image.shape[:2]
+    [found] = processor.post_process_grounded_object_detection(
+        model.eval()(**inputs), threshold=0.0, target_sizes=[(height, width)]
+    )
+    order = found["scores"].argsort(descending=True)
+    boxes = torch.minimum(found["boxes"][order].clamp(min=0), torch.tensor([width, height, width, height]))
+    inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return boxes[inside], found["scores"][order][inside]
+
+
+def _of(phrase: str, candidates: list[Candidate]) -> tuple[torch.Tensor, torch.Tensor]:
+    found = [candidate for candidate in candidates if candidate.phrase == phrase]
+    return torch.tensor([c.box for c in found]).reshape(-1, 4), torch.tensor([c.score for c in found])
+
+
+def _assert_same(some: list[list[Candidate]], others: list[list[Candidate]]) -> None:
+    for one, other in zip(some, others, strict=True):
+        assert [candidate.phrase for candidate in one] == [candidate.phrase for candidate in other]
+        torch.testing.assert_close([c.score for c in one], [c.score for c in other], atol=1e-5, rtol=0)
+        torch.testing.assert_close([c.box for c in one], [c.box for c in other], atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("image", [WIDE, TALL], ids=["wide", "tall"])
+def test_boxes_and_scores_are_the_librarys(saved, expert, image):
+    [candidates] = expert.ground(image, [ASK])
+    of_each = []
+    for phrase in ASK.phrases:
+        boxes, scores = _of(phrase, candidates)
+        expected_boxes, expected_scores = _reference(saved["checkpoint"], image, phrase + ".")
+        torch.testing.assert_close(boxes, expected_boxes, atol=1e-2, rtol=0)
+        torch.testing.assert_close(scores, expected_scores, atol=1e-4, rtol=0)
+        of_each.append(expected_boxes)
+    # The comparison means something: boxes of some size, which depend on the phrase, and scores that differ.
+    assert all(len(boxes) > 10 and (boxes[:, 2:] - boxes[:, :2]).mean() > 5 for boxes in of_each)
+    assert not torch.allclose(of_each[0][0], of_each[1][0], atol=1)
+    assert scores.std() > 0.05 * scores.mean()
+
+
+def test_captions_are_lower_case_and_end_with_one_dot(saved, expert):
+    assert caption("A Red Bus") == caption(" a red bus . ") == "a red bus."
+    _, expected = _reference(saved["checkpoint"], WIDE, "a red bus.")
+    _, scores = _of("A Red Bus.", expert.ground(WIDE, [Request("i", ["A Red Bus."])])[0])
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=0)
+
+
+def test_of_overlapping_boxes_the_best_is_kept(saved, expert):
+    request = Request("i", ["a cat"])
+    every, _ = _of("a cat", expert.ground(LARGE, [request])[0])
+    kept, scores = _of("a cat", _expert(saved, threshold=0, nms=0.3).ground(LARGE, [request])[0])
+    assert 1 < len(kept) < len(every)
+    assert torch.equal(kept[0], every[0]) and torch.equal(scores, scores.sort(descending=True).values)
+    assert all(box_iou(one[None], other[None]) <= 0.3 for one, other in combinations(kept, 2))
+
+
+def test_images_of_several_sizes_together_are_as_each_alone(expert):
+    scenes = [Scene(WIDE, [ASK]), Scene(TALL, [Request("i", ["x"])]), Scene(LARGE, [ASK]), Scene(WIDE_TOO, [ASK])]
+    together = expert.ground_batch(scenes)
+    assert all(len(found) > 10 for [found] in together)
+    for scene, found in zip(scenes, together, strict=True):
+        _assert_same(found, expert.ground(scene.image, scene.requests))
+
+
+def test_an_image_is_encoded_once_however_many_phrases(expert):
+    encoded: list[int] = []
+    hook = expert.backbone.register_forward_hook(lambda _, inputs, __: encoded.append(len(inputs[0])))
+    scenes = [Scene(image, [ASK, Request("j", ["a dog", "x"])]) for image in (WIDE, TALL, WIDE_TOO)]
+    expert.ground_batch(scenes)
+    hook.remove()
+    assert encoded == [2, 1]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2000, 3), (3, 2000), (3, 3)])
+def test_images_of_any_shape_are_searched(expert, shape):
+    height, width = shape
+    [candidates] = expert.ground(np.full((*shape, 3), 128, np.uint8), [ASK])
+    for candidate in candidates:
+        x1, y1, x2, y2 = candidate.box
+        assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+        assert candidate.mask.shape == shape
+
+
+def test_any_phrases_can_be_asked(expert):
+    many = [f"thing {k}" for k in range(40)]
+    odd = ["dog " * 400, "ぶどう 🍇", "...", "is it a dog? a cat. both", ""]
+    requests = [Request("many", many), Request("none", []), Request("odd", odd)]
+    of_many, of_none, of_odd = expert.ground(WIDE, requests)
+    assert {candidate.phrase for candidate in of_many} == set(many)
+    assert of_none == []
+    assert {candidate.phrase for candidate in of_odd} == set(odd)
+
+
+def test_where_nothing_scores_enough_there_is_nothing(saved):
+    assert _expert(saved, threshold=1).ground(WIDE, [ASK]) == [[]]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_runs(saved, dtype):
+    [candidates] = _expert(saved, dtype=dtype).ground(WIDE, [ASK])
+    assert {candidate.phrase for candidate in candidates} == set(ASK.phrases)
+
+
+def test_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere"):
+        _expert({"checkpoint": str(tmp_path / "nowhere")})
+
+
+def test_truncated_weights_are_an_input_error(tmp_path):
+    broken = save(tmp_path)
+    weights = Path(broken["checkpoint"]) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match=str(tmp_path)):
+        _expert(broken)
+
+
+@pytest.mark.parametrize("kind", ["another detector", "no detector"])
+def test_checkpoint_of_another_model_is_an_input_error(tmp_path, kind):
+    if kind == "another detector":
+        owlv2.save(tmp_path)
+    else:
+        BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=str(tmp_path)):
+        _expert({"checkpoint": str(tmp_path)})
