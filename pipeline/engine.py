@@ -61,8 +61,8 @@ def ray_session(address: str | None, waves: list[list[Unit]]) -> Iterator[None]:
     except ray.exceptions.RayError as error:
         cause = _root_cause(error)
         if isinstance(cause, InputError | RunFailed):
-            raise type(cause)(str(cause)) from error
-        raise RunFailed(f"{type(cause).__name__}: {_last_line(cause)}") from error
+            raise type(cause)(_first_line(cause)) from error
+        raise RunFailed(f"{type(cause).__name__}: {_first_line(cause)}") from error
     finally:
         ray.shutdown()
 
@@ -87,6 +87,11 @@ def _root_cause(error: BaseException) -> BaseException:
     return error
 
 
+def _first_line(error: BaseException) -> str:
+    """Ray Data appends its own advice to the message of an error."""
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
 def _last_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else "no message"
@@ -100,11 +105,13 @@ def run_wave(spec: RunSpec, units: list[Unit], shards: list[int]) -> Iterator[tu
     Raises:
         ray.exceptions.RayError: a worker cannot start, or storage fails; what is committed stays.
     """
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    _keep_traces_to_the_log_file()
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.actor_init_retry_on_errors = False
+    # Else it comes wrapped in an error of Ray Data's, without what it was.
+    context.raise_original_map_exception = True
     context.wait_for_min_actors_s = WAIT_FOR_WORKERS_S
     attempts = Attempts.remote()  # type: ignore[attr-defined]
     dataset: ray.data.Dataset = ray.data.from_items(
@@ -122,6 +129,15 @@ def run_wave(spec: RunSpec, units: list[Unit], shards: list[int]) -> Iterator[tu
         )
     for row in dataset.iter_rows():
         yield row["shard"], row["rejects"]
+
+
+def _keep_traces_to_the_log_file() -> None:
+    """Ray Data prints every error twice, with its own frames; the command says what went wrong in one line."""
+    logger = logging.getLogger("ray.data")
+    logger.setLevel(logging.ERROR)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
 
 
 def train_on_ray(spec: RunSpec, unit: Unit) -> None:
