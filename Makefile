@@ -19,7 +19,7 @@ experts: .venv/ready
 	@$(IVM_MIX) experts $(if $(CHECK),--check) $(if $(PROFILE),--profile "$(PROFILE)")
 
 bench: .venv/ready
-	@$(IVM_MIX) bench --profile "$(or $(PROFILE),$$($(BIN)/python tests/tiny_profile.py build/bench))"
+	@$(IVM_MIX) bench --profile "$(or $(PROFILE),$$($(BIN)/python tests/bench_profile.py build/bench))"
 
 test: .venv/ready
 	$(BIN)/python -m pytest

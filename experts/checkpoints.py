@@ -17,6 +17,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -136,7 +137,7 @@ def commit_of(checkpoint: str, revision: str) -> str:
         raise InputError(f"{what}: the repository has no such revision") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise InputError(f"{what}: neither a local path nor a public hub id; if private, set HF_TOKEN") from error
-    except OSError as error:
+    except (OSError, HTTPError) as error:
         return _cached_commit(what, checkpoint, revision, error)
 
 

@@ -14,16 +14,17 @@ from PIL import Image
 
 from pipeline.annotate import Job, annotate
 from pipeline.config import load_expert, load_profile
+from pipeline.errors import RunFailed
 from pipeline.parts import AllParts, RunSpec
 from pipeline.status import open_run
 from pipeline.store import RunStore, table_file
 from pipeline.units import CANDIDATES_PREFIX, SAMPLES
-from stages.base import Row
+from stages.base import Output, Row
 from stages.ground import Ground
 
 IMAGES, INSTRUCTIONS = 50, ("face", "orange suit", "cup", "the cat on the left", "a round thing")
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
-SIDES = ((320, 240), (240, 320), (320, 320))
+SIDES = ((320, 240), (240, 300), (300, 300))
 """Widths and heights, in pixels, of the crops that the images are."""
 
 
@@ -55,13 +56,18 @@ def _compare(name: str, spec: RunSpec, store: RunStore, parts: AllParts, encoded
     samples = [row for shard in parts.markers[SAMPLES] for row in _rows(store, shard)]
     ground = Ground(name, load_expert(spec.profile, name), "", spec.profile.experts[name].keep)
     started = time.perf_counter()
-    found = sum(len(ground.run([sample], {sample["image"]: encoded[sample["image"]]}).rows) for sample in samples)
+    output = Output()
+    for sample in samples:
+        output.add(ground.run([sample], {sample["image"]: encoded[sample["image"]]}))
+    loop_s = time.perf_counter() - started
+    if output.rejects:
+        raise RunFailed(f"expert '{name}' failed in the loop: {output.rejects[0]['message']}")
     return {
         "expert": name,
         "pipeline s": sum(marker.seconds for marker in markers),
         "candidates": sum(marker.rows for marker in markers),
-        "loop s": time.perf_counter() - started,
-        "loop candidates": found,
+        "loop s": loop_s,
+        "loop candidates": len(output.rows),
     }
 
 

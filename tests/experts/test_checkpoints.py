@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -206,6 +207,15 @@ def test_what_the_hub_refuses_is_said_with_the_fix(hub, checkpoint, revision, wo
         commit_of(checkpoint, revision)
     assert words in str(caught.value) and checkpoint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_said_with_the_fix(monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        with pytest.raises(InputError, match=r"owner/open .* the hub cannot be reached .*: fill the cache"):
+            commit_of("owner/open", "main")
 
 
 OFFLINE = """

@@ -30,7 +30,7 @@ _SENTENCES = (
 
 def save(folder: Path) -> dict[str, Any]:
     lisa, tower = folder / "lisa", folder / "clip"
-    lisa.mkdir()
+    lisa.mkdir(exist_ok=True)
     _save_tower(tower)
     vocabulary, last = _save_tokenizer(lisa)
     weights = _weights(vocabulary, last)

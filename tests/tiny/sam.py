@@ -7,22 +7,25 @@ from typing import Any
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-_PATCH, _WIDTH = 8, 32
+_WIDTH = 32
 
 
-def build(image_side: int = 128) -> Sam:
-    """Random weights of a fixed seed, scaled so that masks and scores differ between prompts and between images."""
-    grid = image_side // _PATCH
+def build(image_side: int = 128, patch: int = 8, width: int = 32, depth: int = 2) -> Sam:
+    """Random weights of a fixed seed, scaled so that masks and scores differ between prompts and between images.
+
+    The sizes are the image encoder's.
+    """
+    grid = image_side // patch
     torch.manual_seed(3)
     model = Sam(
         ImageEncoderViT(
-            depth=2,
-            embed_dim=_WIDTH,
+            depth=depth,
+            embed_dim=width,
             img_size=image_side,
             mlp_ratio=2,
             norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
             num_heads=2,
-            patch_size=_PATCH,
+            patch_size=patch,
             qkv_bias=True,
             use_rel_pos=True,
             global_attn_indexes=[1],
@@ -49,7 +52,7 @@ def build(image_side: int = 128) -> Sam:
     return model.eval()
 
 
-def save(folder: Path) -> dict[str, Any]:
+def save(folder: Path, **sizes: int) -> dict[str, Any]:
     path = folder / "sam_tiny.pth"
-    torch.save(build().state_dict(), path)
+    torch.save(build(**sizes).state_dict(), path)
     return {"name": "sam", "checkpoint": str(path)}
