@@ -60,7 +60,7 @@ def save(folder: Path, model_type: str = "grounding-dino") -> dict[str, Any]:
     _enliven(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 112}).save_pretrained(folder)
+    GroundingDinoImageProcessor(size={"shortest_edge": 72, "longest_edge": 126}).save_pretrained(folder)
     return {"checkpoint": str(folder), "threshold": 0.02, "top": 100}
 
 
