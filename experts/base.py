@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -39,7 +39,7 @@ class Candidate:
     score: float
     phrase: str
     heatmap: np.ndarray | None = None
-    box: Sequence[float] | None = field(default=None)
+    box: Sequence[float] | None = None
 
 
 class ExpertOptions(BaseModel):

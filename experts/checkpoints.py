@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    StrictDataclassError,
 )
 from safetensors import SafetensorError, safe_open
 
@@ -31,15 +32,33 @@ _READ = (*_PICKLED, ".safetensors", ".json", ".txt", ".model")
 UNREADABLE = (
     *(OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError),
     *(pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile, struct.error),
+    # As for weights that are quantised by a package that is not installed, and of a config.json with odd values.
+    *(ImportError, StrictDataclassError),
 )
 """What the readers of checkpoints let through for missing, truncated, foreign or hostile files."""
 
 
+def expanded(path: str) -> Path:
+    """A path as a user writes it: a leading ~ is the home folder; one of a user whom there is not stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def _exists(path: Path) -> bool:
+    """Also False for a name longer than file systems take, and in a folder that one may not read."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def local_path(checkpoint: str) -> Path | None:
     """The file or folder that a profile's `checkpoint` names; None where it is a hub id, `owner/name`."""
-    path = Path(checkpoint).expanduser()
+    path = expanded(checkpoint)
     plain_id = checkpoint.count("/") == 1 and checkpoint[0] not in "/.~" and path.suffix not in _READ
-    return None if plain_id and not path.exists() else path
+    return None if plain_id and not _exists(path) else path
 
 
 def check_files(path: Path) -> None:
@@ -48,11 +67,11 @@ def check_files(path: Path) -> None:
     Raises:
         InputError: it is missing, incomplete, corrupt, or a pickle of other things than tensors.
     """
-    if not path.exists():
+    if not _exists(path):
         raise InputError(f"checkpoint {path} does not exist; give a local path or a hub id, owner/name")
     if path.is_file():
         files = [path]
-    elif not (path / "config.json").exists():
+    elif not _exists(path / "config.json"):
         raise InputError(f"checkpoint {path} has no config.json; give a folder as save_pretrained writes it")
     else:
         files = _weight_files(path)
@@ -137,6 +156,8 @@ def commit_of(checkpoint: str, revision: str) -> str:
         raise InputError(f"{what}: the repository has no such revision") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise InputError(f"{what}: neither a local path nor a public hub id; if private, set HF_TOKEN") from error
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what}: HF_TOKEN has characters other than ASCII; set it to a token of the hub") from error
     except (OSError, HTTPError) as error:
         return _cached_commit(what, checkpoint, revision, error)
 
@@ -144,7 +165,7 @@ def commit_of(checkpoint: str, revision: str) -> str:
 def _cached_commit(what: str, checkpoint: str, revision: str, unreachable: Exception) -> str:
     try:
         return Path(snapshot_download(checkpoint, revision=revision, local_files_only=True)).name
-    except LocalEntryNotFoundError as error:
+    except (LocalEntryNotFoundError, HFValidationError) as error:
         reason = type(unreachable).__name__
         raise InputError(
             f"{what} is no local path, is not in the hub cache, and the hub cannot be reached ({reason}): "

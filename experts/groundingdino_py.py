@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from experts.base import ExpertOptions, Placement
 from experts.boxes import THINNEST, BoxModelOptions, best_boxes, thick_enough, to_xyxy_px
-from experts.checkpoints import UNREADABLE, load_pth, load_weights, local_path, weights_id
+from experts.checkpoints import UNREADABLE, expanded, load_pth, load_weights, local_path, weights_id
 from experts.detector import Detection, DetectorExpert
 from experts.model import CheckpointOptions, load_processor
 from pipeline.errors import InputError
@@ -72,7 +72,7 @@ class GroundingDinoPyOptions(BoxModelOptions):
         """Of the model, one of the package's own or the user's."""
         if self.config in _SHIPPED:
             return Path(str(resources.files("groundingdino") / "config" / _SHIPPED[self.config]))
-        return Path(self.config).expanduser()
+        return expanded(self.config)
 
     def pinned(self) -> Self:
         read_config(self.config_file)
@@ -238,7 +238,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _load(options: GroundingDinoPyOptions) -> Any:
     """The model with its weights, in evaluation mode on the CPU."""
-    path = Path(options.checkpoint).expanduser()
+    path = expanded(options.checkpoint)
     weights = load_pth(path).get("model")
     if not isinstance(weights, dict):
         raise InputError(f"checkpoint {path} is not of Grounding DINO: it has no 'model'")

@@ -193,6 +193,8 @@ def load_pretrained(model_class: Any, options: ModelOptions, device: torch.devic
             revision=options.revision,
             dtype=options.torch_dtype,
             output_loading_info=True,
+            # Else transformers may ask at the terminal whether to run the code that a config.json names.
+            trust_remote_code=False,
             **arguments,
         )
     except UNREADABLE as error:
@@ -215,7 +217,9 @@ def load_processor(processor_class: Any, options: CheckpointOptions, **arguments
     """
     path = local_path(options.checkpoint)
     try:
-        loaded = processor_class.from_pretrained(path or options.checkpoint, revision=options.revision, **arguments)
+        loaded = processor_class.from_pretrained(
+            path or options.checkpoint, revision=options.revision, trust_remote_code=False, **arguments
+        )
     except (*UNREADABLE, re.error) as error:
         first = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise InputError(

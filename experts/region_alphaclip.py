@@ -11,7 +11,7 @@ from transformers import CLIPModel
 
 from experts.alphaclip import alpha_channel, use_alpha_tower
 from experts.base import ExpertOptions, Placement
-from experts.checkpoints import check_files, weights_id
+from experts.checkpoints import check_files, expanded, weights_id
 from experts.region_scoring import RegionExpert, RegionOptions, to_square
 
 
@@ -25,7 +25,7 @@ class AlphaClipOptions(RegionOptions):
 
     @property
     def alpha_path(self) -> Path:
-        return Path(self.alpha_checkpoint).expanduser()
+        return expanded(self.alpha_checkpoint)
 
     def pinned(self) -> Self:
         check_files(self.alpha_path)

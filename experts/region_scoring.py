@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -14,7 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from experts.base import Candidate, Placement, Scene, per_request, unique_texts
 from experts.model import ModelOptions, TorchExpert, load_pretrained, load_processor
 from experts.proposals import ProposalOptions, propose
-from experts.segmenter import AnySegmenterOptions, load_segmenter
+from experts.segmenter import AnySegmenterOptions, Encoded, load_segmenter
 from pipeline.errors import InputError
 
 Prepared = TypeVar("Prepared")
@@ -71,35 +70,28 @@ class RegionExpert(TorchExpert, Generic[Prepared]):
 
     def find(self, scenes: Sequence[Scene]) -> list[list[list[Candidate]]]:
         phrases = [unique_texts(scene.requests, "phrases") for scene in scenes]
-        masks = self._propose({k: scenes[k].image for k in range(len(scenes)) if phrases[k]})
-        regions = self._encode_all_regions({k: scenes[k].image for k in masks}, masks)
-        texts = self._encode([phrase for k in masks for phrase in phrases[k]])
-        answers = []
-        for k, scene in enumerate(scenes):
-            found: dict[str, list[Candidate]] = {phrase: [] for phrase in phrases[k]}
-            if k in masks:
-                scores = self._scores(regions[k], texts, phrases[k])
-                found = {phrase: self._candidates(masks[k], scores[:, i], phrase) for i, phrase in enumerate(found)}
-            answers.append(per_request(scene.requests, "phrases", found))
-        return answers
+        asked = [k for k in range(len(scenes)) if phrases[k]]
+        texts = self._encode([phrase for k in asked for phrase in phrases[k]])
+        encoded = self.segmenter.encode([scenes[k].image for k in asked]) if asked else []
+        found: list[dict[str, list[Candidate]]] = [{phrase: [] for phrase in of_scene} for of_scene in phrases]
+        # One image after another: its regions fill the batches, and those of many images would fill the memory.
+        for k, image in zip(asked, encoded, strict=True):
+            masks = self._regions(image)
+            if masks:
+                embeddings = self._encode_all_regions(scenes[k].image, masks)
+                scores = self._scores(embeddings, texts, phrases[k])
+                found[k] = {phrase: self._candidates(masks, scores[:, i], phrase) for i, phrase in enumerate(found[k])}
+        return [per_request(scene.requests, "phrases", found[k]) for k, scene in enumerate(scenes)]
 
-    def _propose(self, images: Mapping[int, np.ndarray]) -> dict[int, list[np.ndarray]]:
-        """The regions of each image that has any, bool (height, width); one that is the whole image is none."""
-        encoded = self.segmenter.encode(list(images.values())) if images else []
-        masks = {}
-        for k, image in zip(images, encoded, strict=True):
-            proposed = propose(self.segmenter, image, self.options.proposals).masks
-            masks[k] = [mask for mask in proposed if not mask.all()]
-        return {k: found for k, found in masks.items() if found}
+    def _regions(self, encoded: Encoded) -> list[np.ndarray]:
+        """Regions of an image, bool (height, width); one that is the whole image is none."""
+        return [mask for mask in propose(self.segmenter, encoded, self.options.proposals).masks if not mask.all()]
 
-    def _encode_all_regions(
-        self, images: Mapping[int, np.ndarray], masks: Mapping[int, Sequence[np.ndarray]]
-    ) -> dict[int, torch.Tensor]:
-        """The embeddings of each image's regions, float32 (n, dimensions) of length 1."""
-        prepared = {k: self.prepare(image) for k, image in images.items()}
-        regions = [(prepared[k], mask) for k, found in masks.items() for mask in found]
-        embeddings = iter(self.batches.map(lambda batch: _unit(self.encode_regions(batch)), regions))
-        return {k: torch.stack(list(islice(embeddings, len(found)))) for k, found in masks.items()}
+    def _encode_all_regions(self, image: np.ndarray, masks: Sequence[np.ndarray]) -> torch.Tensor:
+        """The embeddings of an image's regions, float32 (n, dimensions) of length 1."""
+        prepared = self.prepare(image)
+        regions = [(prepared, mask) for mask in masks]
+        return torch.stack(self.batches.map(lambda batch: _unit(self.encode_regions(batch)), regions))
 
     def _encode(self, phrases: Sequence[str]) -> dict[str, torch.Tensor]:
         """Text embeddings, float32 (dimensions,) of length 1, of the different phrases and of the generic ones."""

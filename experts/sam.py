@@ -19,7 +19,7 @@ from segment_anything.modeling import (
 )
 
 from experts.base import Placement
-from experts.checkpoints import load_pth, load_weights
+from experts.checkpoints import expanded, load_pth, load_weights
 from experts.model import MicroBatches
 from experts.segmenter import Encoded, Masks, Segmenter, SegmenterOptions
 from pipeline.errors import InputError
@@ -61,7 +61,7 @@ class SegmentAnything(Segmenter):
 
     def __init__(self, options: SegmenterOptions, placement: Placement) -> None:
         super().__init__(options, placement)
-        path = Path(options.checkpoint).expanduser()
+        path = expanded(options.checkpoint)
         self.model = build_sam(load_pth(path), path).to(self.torch_device)
         self.model.image_encoder.to(options.torch_dtype)
         self.prompts = MicroBatches(_PROMPTS_PER_IMAGE * placement.batch)

@@ -2,11 +2,11 @@
 endpoint (the role of VisCoT in the paper), and a segmenter that turns them into masks."""
 
 import base64
+import hashlib
 import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import ClassVar, Literal, cast
 
 import cv2
@@ -25,8 +25,8 @@ from prompts.loader import load_prompt
 _PROMPT = "vlm_box"
 _NO_KEY = "no-key"
 _NO_SCORE = 0.5
-_REMEMBERED = 256
-"""Answers kept; with each goes its image as sent, some 300 kB."""
+_REMEMBERED = 10_000
+"""Answers kept before all are forgotten: of far more questions than a batch of images has."""
 
 
 class EndpointFailed(Exception):
@@ -45,8 +45,8 @@ class VlmBoxOptions(DetectorOptions):
 
     whereabouts: ClassVar[frozenset[str]] = frozenset({"base_url", "api_key_env", "concurrency", "retries", "timeout"})
 
-    # No user:password@, which would end up in the run's record.
-    base_url: str = Field(pattern=r"^https?://[^/@\s]+(/\S*)?$")
+    # No user:password@ and no ?api_key=, which would end up in the run's record.
+    base_url: str = Field(pattern=r"^https?://[^/@?\s]+(/[^?\s]*)?$")
     model: str = Field(min_length=1)
     coordinates: Literal["auto", "pixels", "thousand", "unit", "unit_square"] = Field("auto", validate_default=True)
     max_pixels: int = Field(1280 * 28**2, ge=768 * 28**2, le=16384 * 28**2)
@@ -98,7 +98,7 @@ class VlmBox(DetectorExpert):
             base_url=options.base_url, api_key=self.key, max_retries=options.retries, timeout=options.timeout
         )
         # When one image of several fails the stage tries each alone: the others' answers are not paid for twice.
-        self.answer = lru_cache(maxsize=_REMEMBERED)(self._ask)
+        self.answers: dict[bytes, tuple[str, float]] = {}
 
     @classmethod
     def version(cls, options: ExpertOptions) -> str:
@@ -113,10 +113,12 @@ class VlmBox(DetectorExpert):
     def detect(self, images: Sequence[np.ndarray], texts: Sequence[Sequence[str]]) -> list[list[list[Detection]]]:
         views = [view_of(image, self.options.convention, self.options.max_pixels) for image in images]
         urls = [_data_url(view.pixels) for view in views]
+        if len(self.answers) > _REMEMBERED:
+            self.answers.clear()
         # Left only when all questions are answered or failed: what was paid for is remembered.
         with ThreadPoolExecutor(self.options.concurrency) as pool:
             pending = [
-                [pool.submit(self.answer, url, self._question(text, view)) for text in of_image]
+                [pool.submit(self._answer, url, self._question(text, view)) for text in of_image]
                 for url, view, of_image in zip(urls, views, texts, strict=True)
             ]
         return [
@@ -129,8 +131,15 @@ class VlmBox(DetectorExpert):
         coordinates = self.prompt["coordinates"][self.options.convention].format(width=width, height=height)
         return self.prompt["question"].format(instruction=instruction, coordinates=coordinates)
 
+    def _answer(self, url: str, question: str) -> tuple[str, float]:
+        """The model's answer and its score, asked for once."""
+        # The image itself, some 300 kB, is not kept.
+        key = hashlib.sha256(f"{url} {question}".encode()).digest()
+        if key not in self.answers:
+            self.answers[key] = self._ask(url, question)
+        return self.answers[key]
+
     def _ask(self, url: str, question: str) -> tuple[str, float]:
-        """The model's answer and its score."""
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
         try:
             completion = self.client.chat.completions.create(

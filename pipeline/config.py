@@ -122,9 +122,12 @@ def load_expert(profile: Profile, name: str) -> Expert:
     Raises:
         InputError: they cannot be.
     """
-    entry = profile.experts[name]
+    entry, placement = profile.experts[name], profile.experts[name].placement
+    if placement.device == "auto" and not entry.pool.gpus:
+        # Ray leaves the GPUs in sight of workers that have reserved none.
+        placement = placement.model_copy(update={"device": "cpu"})
     try:
-        return expert_class(entry.expert)(profile.expert_options(name), entry.placement)
+        return expert_class(entry.expert)(profile.expert_options(name), placement)
     except InputError as error:
         raise InputError(f"expert '{name}': {error}") from error
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from experts.base import Expert
+from experts.base import DeviceLost, Expert
 from experts.registry import expert_class, expert_names, missing, segmenter_class, segmenter_names
 from experts.segmenter import Segmenter
 from pipeline.config import Profile, pin_experts
@@ -52,7 +52,7 @@ def check_experts(profile: Profile) -> int:
         except InputError as error:
             problems.append(str(error))
     if works:
-        print(pd.DataFrame(works).to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+        print(pd.DataFrame(works).to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     for problem in problems:
         print(f"ivm-mix: {problem}", file=sys.stderr)
     return len(problems)
@@ -67,6 +67,8 @@ def _in_own_process(profile: Profile, name: str) -> Checked:
             raise InputError(f"expert '{name}': its process died, as for lack of memory") from error
         except InputError:
             raise
+        except DeviceLost as error:
+            raise InputError(f"expert '{name}': its GPU failed: {error}") from error
         # Whatever an expert raises on a plain photo is what this command is there to tell.
         except Exception as error:
             raise InputError(f"expert '{name}': {type(error).__name__}: {error}") from error

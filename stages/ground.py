@@ -1,7 +1,6 @@
 """Ground: runs one expert over a shard, a few images at a time, and turns its candidates into table rows."""
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,11 @@ from experts.base import Candidate, Expert, Request, Scene
 from pipeline.errors import BadImage, InputError
 from pipeline.masks import encode_heatmap, encode_rle, mask_box
 from stages.base import Config, Output, Row, decode_ahead, group_by, reject
+
+_BATCH_BYTES = 2**32
+"""Memory for the masks and maps of the images that are grounded at once, as far as it can be told before."""
+_PIXEL_BYTES = 10
+"""Of a text, for each pixel of its image: five masks, and a map in float32."""
 
 
 class Keep(Config):
@@ -36,16 +40,19 @@ class Ground:
         """Candidate rows of one shard; an image on which the expert fails costs that image's candidates only."""
         output = Output(stats={"dropped": 0, "duplicates": 0, "capped": 0})
         pairs = group_by(samples, "image")
-        at_once = self.expert.images_at_once
-        decoded = decode_ahead(pairs, encoded, ahead=max(2, at_once))
-        while batch := list(islice(decoded, at_once)):
-            readable = []
-            for image, pixels in batch:
-                if isinstance(pixels, BadImage):
-                    self._reject(pairs[image], pixels, output)
-                else:
-                    readable.append((pixels, pairs[image]))
-            self._ground(readable, output)
+        batch: list[tuple[np.ndarray, list[Row]]] = []
+        held = 0
+        for image, pixels in decode_ahead(pairs, encoded, ahead=max(2, self.expert.images_at_once)):
+            if isinstance(pixels, BadImage):
+                self._reject(pairs[image], pixels, output)
+                continue
+            needed = memory_of(pixels, pairs[image])
+            if len(batch) >= self.expert.images_at_once or held + needed > _BATCH_BYTES:
+                self._ground(batch, output)
+                batch, held = [], 0
+            batch.append((pixels, pairs[image]))
+            held += needed
+        self._ground(batch, output)
         return output
 
     def _ground(self, images: list[tuple[np.ndarray, list[Row]]], output: Output) -> None:
@@ -110,6 +117,12 @@ class Ground:
             "mask": mask,
             "heatmap": None if candidate.heatmap is None else encode_heatmap(candidate.heatmap),
         }
+
+
+def memory_of(pixels: np.ndarray, rows: Sequence[Row]) -> int:
+    """Bytes that the candidates of an image, uint8 (height, width, 3), may take before they are rows of a table."""
+    texts = {text for row in rows for text in (row["instruction"], *row["phrases"])}
+    return pixels.shape[0] * pixels.shape[1] * len(texts) * _PIXEL_BYTES
 
 
 def says_something(candidate: Candidate) -> bool:

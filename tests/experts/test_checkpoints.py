@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from experts.checkpoints import check_files, commit_of, load_pth, load_weights, local_path, weights_id
+from experts.model import ModelOptions
 from pipeline.errors import InputError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -246,3 +247,18 @@ def test_offline_a_filled_cache_is_enough_and_an_absent_model_is_said(tmp_path):
     assert ran.stdout.split() == [COMMIT, "16"]
     last = ran.stderr.strip().splitlines()[-1]
     assert "InputError: checkpoint owner/absent (revision main) is no local path, is not in the hub cache" in last
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/sam.pth", "/" + "a" * 300, "owner/" + "a" * 300])
+def test_a_path_that_cannot_be_is_said_not_to_be_there(path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError):
+        ModelOptions(checkpoint=path).pinned()
+
+
+def test_a_token_that_cannot_be_sent_is_said_and_not_shown(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_s\u00e9cret")
+    with pytest.raises(InputError, match="HF_TOKEN") as caught:
+        commit_of("owner/name", "main")
+    assert "cret" not in str(caught.value)

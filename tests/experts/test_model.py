@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from experts.base import DeviceLost, OutOfMemory
 from experts.model import MicroBatches, ModelOptions, device_errors, load_pretrained, load_processor, pick_device
@@ -117,6 +117,42 @@ def test_weights_of_another_size_are_refused(saved):
     with pytest.raises(InputError) as caught:
         load_pretrained(CLIPTextModel, ModelOptions(checkpoint=str(saved)), CPU)
     assert str(saved) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+        {"attn_implementation": "flash_attention_2"},
+        {"attn_implementation": "someone/kernel"},
+        {"num_hidden_layers": "two"},
+    ],
+)
+def test_a_config_that_wants_what_is_not_installed_or_makes_no_sense_is_an_input_error(saved, odd):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | odd))
+    with pytest.raises(InputError, match="cannot be loaded") as caught:
+        load_pretrained(CLIPTextModel, ModelOptions(checkpoint=str(saved)), CPU)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [AutoConfig, AutoTokenizer, AutoModel])
+def test_code_that_comes_with_a_checkpoint_is_neither_run_nor_asked_about(saved, monkeypatch, kind):
+    def asked(prompt):
+        pytest.fail(f"the user was asked: {prompt}")
+
+    monkeypatch.setattr("builtins.input", asked)
+    code = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoTokenizer": ["evil.Tokenizer", None]}
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"model_type": "evil", "auto_map": code}))
+    settings = json.loads((saved / "tokenizer_config.json").read_text()) | {"auto_map": code}
+    settings.pop("tokenizer_class")
+    (saved / "tokenizer_config.json").write_text(json.dumps(settings))
+    (saved / "evil.py").write_text(f"open({str(saved / 'ran')!r}, 'w')\n")
+    options = ModelOptions(checkpoint=str(saved))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_pretrained(kind, options, CPU) if kind is AutoModel else load_processor(kind, options)
+    assert not (saved / "ran").exists()
 
 
 def test_a_missing_tokenizer_is_refused(saved):

@@ -169,6 +169,22 @@ def test_questions_overlap_up_to_the_concurrency():
     assert expert.images_at_once == 4 and _expert(server.base_url, concurrency=32).images_at_once == 32
 
 
+def test_no_answer_is_paid_for_twice_when_one_of_many_questions_fails():
+    scenes = [_scene(56, 56, *(f"{k} {n}" for n in range(150)), seed=k) for k in range(2)]
+
+    def answer(asked):
+        return "no idea" if "1 149" in asked.text else MIDDLE
+
+    with serve(answer) as server:
+        expert = _expert(server.base_url, concurrency=4)
+        with pytest.raises(UnreadableAnswer):
+            expert.ground_batch(scenes)
+        expert.ground_batch(scenes[:1])
+        with pytest.raises(UnreadableAnswer):
+            expert.ground_batch(scenes[1:])
+    assert len(server.asked) == 300
+
+
 def test_empty_list_is_no_candidates_and_no_request_is_no_question():
     with serve(lambda asked: "[]") as server:
         assert _ask(server, "Where?") == [[]]

@@ -3,11 +3,11 @@
 import os
 import signal
 
-from experts.base import ExpertOptions
+from experts.base import ExpertOptions, Placement
 from tests.helpers.killing_expert import KillingExpert
 
 
 class StillbornExpert(KillingExpert):
-    def __init__(self, options: ExpertOptions) -> None:
-        super().__init__(options)
+    def __init__(self, options: ExpertOptions, placement: Placement | None = None) -> None:
+        super().__init__(options, placement)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from pipeline.config import load_profile
+from pipeline.config import load_expert, load_profile
 from pipeline.errors import InputError
 from pipeline.yaml_files import shipped
 
@@ -15,6 +15,12 @@ def profile(tmp_path, **fields):
 @pytest.mark.parametrize("name", shipped("profile"))
 def test_shipped_profiles_load(name):
     assert load_profile(name).experts
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (0.5, "auto")])
+def test_an_expert_whose_pool_has_no_gpu_takes_none(tmp_path, gpus, device):
+    entry = {"expert": "shapes", "pool": {"gpus": gpus}}
+    assert load_expert(load_profile(profile(tmp_path, experts={"shapes": entry})), "shapes").placement.device == device
 
 
 def test_an_entry_is_the_expert_of_its_own_name_unless_it_says_another(tmp_path):

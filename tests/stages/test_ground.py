@@ -172,6 +172,18 @@ def test_images_come_in_batches_as_large_as_the_expert_takes():
     assert expert.batches == [4, 4, 2]
 
 
+def test_of_large_images_with_many_texts_fewer_come_at_once(monkeypatch):
+    two_texts = HEIGHT * WIDTH * 2 * 10
+    monkeypatch.setattr("stages.ground._BATCH_BYTES", 2 * two_texts)
+    expert = Batched(ValueError())
+    assert len(run(expert, images=5).rows) == 5
+    assert expert.batches == [2, 2, 1]
+    monkeypatch.setattr("stages.ground._BATCH_BYTES", two_texts // 2)
+    alone = Batched(ValueError())
+    assert len(run(alone, images=2).rows) == 2
+    assert alone.batches == [1, 1]
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError("white"), OutOfMemory("one item alone")])
 def test_an_image_that_fails_a_batch_is_found_and_alone_rejected(error):
     expert = Batched(error)
