@@ -1,4 +1,3 @@
-from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -6,15 +5,14 @@ import numpy as np
 import pytest
 import torch
 from torchvision.ops import box_iou
-from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, BertConfig, BertModel
+from transformers import BertConfig, BertModel
 
 from experts.base import Candidate, Placement, Request, Scene
 from experts.grounding_dino import GroundingDino, caption
 from pipeline.errors import InputError
+from tests.helpers.detection_library import library_boxes
 from tests.tiny import owlv2
 from tests.tiny.grounding_dino import save
-
-# Tiny models gain nothing from threads and lose much where cores are shared.
 
 SEGMENTER = {"name": "tests.helpers.box_segmenter", "checkpoint": "unused"}
 RNG = np.random.default_rng(0)
@@ -40,26 +38,6 @@ def _expert(saved: dict, batch: int = 4, **options) -> GroundingDino:
     return GroundingDino(chosen, Placement(device="cpu", batch=batch))
 
 
-@cache
-def _library(checkpoint: str):
-    return AutoProcessor.from_pretrained(checkpoint), AutoModelForZeroShotObjectDetection.from_pretrained(checkpoint)
-
-
-@torch.inference_mode()
-def _reference(checkpoint: str, image: np.ndarray, caption: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boxes, inside the image and not empty, and scores of the library's own call, best first."""
-    processor, model = _library(checkpoint)
-    inputs = processor(images=image, text=caption, return_tensors="pt")
-    height, width = image.shape[:2]
-    [found] = processor.post_process_grounded_object_detection(
-        model.eval()(**inputs), threshold=0.0, target_sizes=[(height, width)]
-    )
-    order = found["scores"].argsort(descending=True)
-    boxes = torch.minimum(found["boxes"][order].clamp(min=0), torch.tensor([width, height, width, height]))
-    inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    return boxes[inside], found["scores"][order][inside]
-
-
 def _of(phrase: str, candidates: list[Candidate]) -> tuple[torch.Tensor, torch.Tensor]:
     found = [candidate for candidate in candidates if candidate.phrase == phrase]
     return torch.tensor([c.box for c in found]).reshape(-1, 4), torch.tensor([c.score for c in found])
@@ -78,7 +56,7 @@ def test_boxes_and_scores_are_the_librarys(saved, expert, image):
     of_each = []
     for phrase in ASK.phrases:
         boxes, scores = _of(phrase, candidates)
-        expected_boxes, expected_scores = _reference(saved["checkpoint"], image, phrase + ".")
+        expected_boxes, expected_scores = library_boxes(saved["checkpoint"], image, text=phrase + ".")
         torch.testing.assert_close(boxes, expected_boxes, atol=1e-2, rtol=0)
         torch.testing.assert_close(scores, expected_scores, atol=1e-4, rtol=0)
         of_each.append(expected_boxes)
@@ -90,7 +68,7 @@ def test_boxes_and_scores_are_the_librarys(saved, expert, image):
 
 def test_captions_are_lower_case_and_end_with_one_dot(saved, expert):
     assert caption("A Red Bus") == caption(" a red bus . ") == "a red bus."
-    _, expected = _reference(saved["checkpoint"], WIDE, "a red bus.")
+    _, expected = library_boxes(saved["checkpoint"], WIDE, text="a red bus.")
     _, scores = _of("A Red Bus.", expert.ground(WIDE, [Request("i", ["A Red Bus."])])[0])
     torch.testing.assert_close(scores, expected, atol=1e-4, rtol=0)
 

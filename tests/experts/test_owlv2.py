@@ -1,4 +1,3 @@
-from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -6,15 +5,13 @@ import numpy as np
 import pytest
 import torch
 from torchvision.ops import box_iou
-from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from experts.base import Candidate, Placement, Request, Scene
 from experts.owlv2 import Owlv2
 from pipeline.errors import InputError
+from tests.helpers.detection_library import library_boxes
 from tests.tiny import grounding_dino
 from tests.tiny.owlv2 import save
-
-# Tiny models gain nothing from threads and lose much where cores are shared.
 
 SEGMENTER = {"name": "tests.helpers.box_segmenter", "checkpoint": "unused"}
 RNG = np.random.default_rng(0)
@@ -38,26 +35,6 @@ def _expert(saved: dict, batch: int = 4, **options) -> Owlv2:
     return Owlv2(chosen, Placement(device="cpu", batch=batch))
 
 
-@cache
-def _library(checkpoint: str):
-    return AutoProcessor.from_pretrained(checkpoint), AutoModelForZeroShotObjectDetection.from_pretrained(checkpoint)
-
-
-@torch.inference_mode()
-def _reference(checkpoint: str, image: np.ndarray, phrase: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boxes, inside the image and not empty, and scores of the library's own call, best first."""
-    processor, model = _library(checkpoint)
-    inputs = processor(text=[[phrase]], images=image, truncation=True, return_tensors="pt")
-    height, width = image.shape[:2]
-    [found] = processor.post_process_grounded_object_detection(
-        model.eval()(**inputs), threshold=0.0, target_sizes=[(height, width)]
-    )
-    order = found["scores"].argsort(descending=True)
-    boxes = torch.minimum(found["boxes"][order].clamp(min=0), torch.tensor([width, height, width, height]))
-    inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    return boxes[inside], found["scores"][order][inside]
-
-
 def _of(phrase: str, candidates: list[Candidate]) -> tuple[torch.Tensor, torch.Tensor]:
     found = [candidate for candidate in candidates if candidate.phrase == phrase]
     return torch.tensor([c.box for c in found]).reshape(-1, 4), torch.tensor([c.score for c in found])
@@ -76,7 +53,7 @@ def test_boxes_and_scores_are_the_librarys(saved, expert, image):
     of_each = []
     for phrase in ASK.phrases:
         boxes, scores = _of(phrase, candidates)
-        expected_boxes, expected_scores = _reference(saved["checkpoint"], image, phrase)
+        expected_boxes, expected_scores = library_boxes(saved["checkpoint"], image, text=[[phrase]], truncation=True)
         torch.testing.assert_close(boxes, expected_boxes, atol=1e-2, rtol=0)
         torch.testing.assert_close(scores, expected_scores, atol=1e-4, rtol=0)
         of_each.append(expected_scores)
@@ -89,7 +66,7 @@ def test_boxes_and_scores_are_the_librarys(saved, expert, image):
 def test_a_phrase_too_long_for_the_model_is_cut(saved, expert):
     long = "cat on the mat " * 30
     _, scores = _of(long, expert.ground(WIDE, [Request("i", [long])])[0])
-    _, expected = _reference(saved["checkpoint"], WIDE, long)
+    _, expected = library_boxes(saved["checkpoint"], WIDE, text=[[long]], truncation=True)
     torch.testing.assert_close(scores, expected, atol=1e-4, rtol=0)
 
 
