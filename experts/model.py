@@ -3,7 +3,7 @@
 import gc
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -207,6 +207,16 @@ def load_pretrained(model_class: Any, options: ModelOptions, device: torch.devic
             f"as {absent[0]}"
         )
     return model.to(device).eval().requires_grad_(False)
+
+
+def check_model_type(options: CheckpointOptions, found: str | None, known: Collection[str]) -> None:
+    """Holds the `model_type` of a checkpoint's config.json against those that an expert can run.
+
+    Raises:
+        InputError: it is none of them; names them.
+    """
+    if found not in known:
+        raise InputError(f"checkpoint {options.checkpoint} is of a {found} model; give one of {', '.join(known)}")
 
 
 def load_processor(processor_class: Any, options: CheckpointOptions, **arguments: Any) -> Any:

@@ -9,8 +9,7 @@ from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 from experts.base import Placement
 from experts.boxes import BoxModelOptions, best_boxes, to_xyxy_px
 from experts.detector import Detection, DetectorExpert
-from experts.model import load_pretrained, load_processor
-from pipeline.errors import InputError
+from experts.model import check_model_type, load_pretrained, load_processor
 
 _MODEL_TYPES = ("owlv2", "owlvit")
 """`model_type` in the checkpoint's config.json."""
@@ -34,8 +33,7 @@ class Owlv2(DetectorExpert):
     def __init__(self, options: BoxModelOptions, placement: Placement | None = None) -> None:
         super().__init__(options, placement)
         self.model = load_pretrained(AutoModelForZeroShotObjectDetection, options, self.torch_device)
-        if (found := self.model.config.model_type) not in _MODEL_TYPES:
-            raise InputError(f"checkpoint {options.checkpoint} is of a model {found}, not {' or '.join(_MODEL_TYPES)}")
+        check_model_type(options, self.model.config.model_type, _MODEL_TYPES)
         processor = load_processor(AutoProcessor, options)
         self.image_processor, self.tokenizer = processor.image_processor, processor.tokenizer
 

@@ -11,10 +11,9 @@ from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from experts.base import Candidate, Placement, Scene, per_request, unique_texts
-from experts.model import ModelOptions, TorchExpert, load_pretrained, load_processor
+from experts.model import ModelOptions, TorchExpert, check_model_type, load_pretrained, load_processor
 from experts.proposals import ProposalOptions, propose
 from experts.segmenter import AnySegmenterOptions, Encoded, load_segmenter
-from pipeline.errors import InputError
 
 Prepared = TypeVar("Prepared")
 
@@ -50,9 +49,7 @@ class RegionExpert(TorchExpert, Generic[Prepared]):
     def __init__(self, options: RegionOptions, placement: Placement | None = None) -> None:
         super().__init__(options, placement)
         kind = load_processor(AutoConfig, options).model_type
-        if kind not in self.families:
-            known = ", ".join(self.families)
-            raise InputError(f"checkpoint {options.checkpoint} is of a {kind} model; give one of {known}")
+        check_model_type(options, kind, self.families)
         self.tokenizer = load_processor(AutoTokenizer, options)
         self.image_processor = load_processor(AutoImageProcessor, options)
         self.model = load_pretrained(self.families[kind], options, self.torch_device)

@@ -17,7 +17,7 @@ from transformers import (
 
 from experts.base import Placement
 from experts.checkpoints import UNREADABLE, local_path
-from experts.model import MicroBatches, load_pretrained, load_processor
+from experts.model import MicroBatches, check_model_type, load_pretrained, load_processor
 from experts.segmenter import Encoded, Masks, Segmenter, SegmenterOptions
 from pipeline.errors import InputError
 
@@ -143,11 +143,7 @@ def _family(options: SegmenterOptions) -> tuple[Any, Any]:
     except UNREADABLE as error:
         first = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise InputError(f"checkpoint {options.checkpoint}: its config.json cannot be read: {first[0]}") from error
-    if config.get("model_type") not in _FAMILIES:
-        raise InputError(
-            f"checkpoint {options.checkpoint} is of model_type {config.get('model_type')}; "
-            f"segmenter sam_hf takes {', '.join(_FAMILIES)}"
-        )
+    check_model_type(options, config.get("model_type"), _FAMILIES)
     return _FAMILIES[config["model_type"]]
 
 
