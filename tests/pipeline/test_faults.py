@@ -70,6 +70,17 @@ def test_a_deadly_image_is_quarantined_then_replayed_once_mended(drawn, tmp_path
     assert set(after.candidate_id) <= set(scores.candidate_id)
 
 
+def test_a_lost_gpu_ends_its_worker_and_ray_starts_another(drawn, tmp_path):
+    paint_corner(drawn.folder / "images" / "03.png", DEADLY)
+    run = tmp_path / "run"
+    experts = {"loser": {"expert": "tests.helpers.losing_expert", "pool": {"cpus": 0.5}}}
+    assert main(run_arguments(drawn, run, experts=experts, max_reject_share=0.5)) == 0
+    rejects = read(str(run), "rejects")
+    assert set(rejects.image) == {"03.png"} and set(rejects.error) == {"WorkerDied"}
+    assert list(rejects.attempts) == [2, 2]
+    assert len(read(str(run), "candidates")) == 22
+
+
 def test_a_missing_image_is_replayed_when_it_is_there_and_nothing_else_is_redone(drawn, tmp_path):
     lost = drawn.folder / "images" / "05.png"
     kept = lost.read_bytes()
