@@ -153,11 +153,11 @@ class ShardMapper:
 
     def __init__(self, spec: RunSpec, unit: str, attempts: Any, last: bool) -> None:
         this = ray.get_runtime_context().get_actor_id()
-        ray.get(attempts.starting.remote(unit, this))
         self.unit, self.last = unit, last
         # Ray restarts an actor whose constructor raises, for ever; what a call raises ends the run with its reason.
         self.unusable: Exception | None = None
         try:
+            ray.get(attempts.starting.remote(unit, this))
             self.worker = worker_class(unit)(spec, unit, attempts)
         except Exception as error:  # noqa: BLE001
             self.unusable = error
