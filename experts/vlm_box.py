@@ -4,7 +4,6 @@ endpoint (the role of VisCoT in the paper), and a segmenter that turns them into
 import base64
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar, Literal, cast
@@ -18,26 +17,19 @@ from pydantic import Field, ValidationInfo, field_validator
 from experts.base import ExpertOptions, Placement
 from experts.coordinates import Convention, UnreadableAnswer, View, convention_of, parse_boxes, view_of
 from experts.detector import Detection, DetectorExpert, DetectorOptions
+from experts.endpoint import EndpointOptions, read_key, reason, refusal
 from experts.model import weights_ids
-from pipeline.errors import InputError
+from pipeline.errors import EndpointFailed, InputError
 from prompts.loader import load_prompt
 
 _PROMPT = "vlm_box"
-_NO_KEY = "no-key"
 _NO_SCORE = 0.5
 _REMEMBERED = 10_000
 """Answers kept before all are forgotten: of far more questions than a batch of images has."""
 
 
-class EndpointFailed(Exception):
-    """The endpoint gave no answer to a question, retries included."""
-
-
-class VlmBoxOptions(DetectorOptions):
-    """`base_url` as the `openai` client takes it, `http://host:port/v1`, and the `model`'s name there. The key is read
-    from the environment variable named `api_key_env`, where that is set; local servers need none.
-
-    `coordinates` is the convention of the model's boxes, see `experts/coordinates.py`; auto goes by the model's name.
+class VlmBoxOptions(EndpointOptions, DetectorOptions):
+    """`coordinates` is the convention of the model's boxes, see `experts/coordinates.py`; auto goes by its name.
     Images are sent with at most `max_pixels`; where the convention is pixels, the server's own limit must not be less.
     `logprobs` asks for token probabilities, for scores (vLLM and OpenAI give them). `concurrency` questions are asked
     at a time, for which as many images are held, each with `retries` after 429, 5xx or `timeout` seconds of silence.
@@ -45,17 +37,12 @@ class VlmBoxOptions(DetectorOptions):
 
     whereabouts: ClassVar[frozenset[str]] = frozenset({"base_url", "api_key_env", "concurrency", "retries", "timeout"})
 
-    # No user:password@ and no ?api_key=, which would end up in the run's record.
-    base_url: str = Field(pattern=r"^https?://[^/@?\s]+(/[^?\s]*)?$")
-    model: str = Field(min_length=1)
     coordinates: Literal["auto", "pixels", "thousand", "unit", "unit_square"] = Field("auto", validate_default=True)
     max_pixels: int = Field(1280 * 28**2, ge=768 * 28**2, le=16384 * 28**2)
     max_tokens: int = Field(1024, ge=32, le=32768)
     logprobs: bool = False
     concurrency: int = Field(8, ge=1, le=64)
     retries: int = Field(5, ge=0, le=20)
-    timeout: float = Field(120, gt=0, le=3600)
-    api_key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_]\w*$")
 
     @property
     def convention(self) -> Convention:
@@ -93,7 +80,7 @@ class VlmBox(DetectorExpert):
     def __init__(self, options: VlmBoxOptions, placement: Placement | None = None) -> None:
         super().__init__(options, placement)
         self.prompt = load_prompt(_PROMPT).body
-        self.key = _key(options.api_key_env)
+        self.key = read_key(options.api_key_env)
         self.client = openai.OpenAI(
             base_url=options.base_url, api_key=self.key, max_retries=options.retries, timeout=options.timeout
         )
@@ -152,50 +139,27 @@ class VlmBox(DetectorExpert):
             )
         # Their causes may hold the key or the whole request, image included: not chained.
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            raise InputError(self._refusal(error.status_code)) from None
+            raise InputError(refusal(self.options, error)) from None
         except (openai.OpenAIError, ValueError) as error:
-            reason = " ".join(str(error).replace(self.key, "***").split())[:200]
-            raise EndpointFailed(f"{self._where}: {type(error).__name__}: {reason}") from None
+            raise EndpointFailed(f"{self.options.where}: {reason(error, self.key)}") from None
         return self._read(completion)
 
     def _read(self, completion: ChatCompletion) -> tuple[str, float]:
         # Not validated by the client: an error page with status 200 comes as a string.
         if not isinstance(completion, ChatCompletion) or not completion.choices:
-            raise EndpointFailed(f"{self._where}: the answer is no chat completion; does base_url end in /v1?")
+            raise EndpointFailed(f"{self.options.where}: the answer is no chat completion; does base_url end in /v1?")
         choice = completion.choices[0]
         if choice.finish_reason == "length":
             raise UnreadableAnswer(f"the answer was cut off after {self.options.max_tokens} tokens; raise 'max_tokens'")
         if choice.message.refusal or not choice.message.content:
-            reason = choice.message.refusal or f"an empty answer, finish reason {choice.finish_reason}"
-            raise UnreadableAnswer(f"the model refused: {reason[:200]}")
+            why = choice.message.refusal or f"an empty answer, finish reason {choice.finish_reason}"
+            raise UnreadableAnswer(f"the model refused: {why[:200]}")
         if not self.options.logprobs:
             return choice.message.content, _NO_SCORE
         if choice.logprobs is None or not choice.logprobs.content:
-            raise InputError(f"{self._where} gives no token probabilities; set option 'logprobs' to false")
+            raise InputError(f"{self.options.where} gives no token probabilities; set option 'logprobs' to false")
         mean = float(np.mean([token.logprob for token in choice.logprobs.content]))
         return choice.message.content, min(1.0, math.exp(mean))
-
-    @property
-    def _where(self) -> str:
-        return f"{self.options.base_url} (model {self.options.model})"
-
-    def _refusal(self, status: int) -> str:
-        if status == 404:
-            return f"{self._where}: not found (HTTP 404); check 'base_url', which mostly ends in /v1, and 'model'"
-        return f"{self._where}: access denied (HTTP {status}); check the key in environment variable {self._key_name}"
-
-    @property
-    def _key_name(self) -> str:
-        name = self.options.api_key_env
-        return name if os.environ.get(name) else f"{name}, which is not set"
-
-
-def _key(variable: str) -> str:
-    key = os.environ.get(variable, "").strip()
-    # Anything else fails in an HTTP library, with the key in the message.
-    if not (key.isascii() and key.isprintable()):
-        raise InputError(f"environment variable {variable} holds no API key: it has other than printable characters")
-    return key or _NO_KEY
 
 
 def _data_url(pixels: np.ndarray) -> str:

@@ -1,17 +1,25 @@
-"""The kinds of failure a user sees: `InputError` and `RunFailed` end the command, an `ItemError` costs one row."""
+"""The kinds of failure a user sees: an `EndsRun` ends the command, an `ItemError` costs one row."""
 
 from pydantic import ValidationError
 
 
-class InputError(Exception):
+class EndsRun(Exception):
+    """Nothing that one row is to blame for: no worker goes on, what is committed stays."""
+
+
+class InputError(EndsRun):
     """Bad input or configuration: the command ends with exit status 2 and this one line.
 
     The message names the file, the field and the fix.
     """
 
 
-class RunFailed(Exception):
-    """A worker, a node or the storage failed for good: exit status 3, and the same command goes on."""
+class RunFailed(EndsRun):
+    """A worker, a node, the storage or an endpoint failed for good: exit status 3, and the same command goes on."""
+
+
+class BudgetSpent(EndsRun):
+    """The next question could cost more than is left of the budget: exit status 1, and with more the run goes on."""
 
 
 class ItemError(Exception):
@@ -35,6 +43,18 @@ class BadMask(ItemError):
 
 class BadInstruction(ItemError):
     """An instruction that is empty or too long, or that no phrase can be taken from."""
+
+
+class EndpointFailed(ItemError):
+    """An endpoint gave no answer to a question, retries included."""
+
+
+class Refused(ItemError):
+    """A language model would not answer, or a content filter kept its answer back."""
+
+
+class BadAnswer(ItemError):
+    """A language model's answer that is not what was asked for; the message says what is wrong with it."""
 
 
 class WorkerDied(ItemError):

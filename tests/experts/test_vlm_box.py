@@ -311,7 +311,7 @@ def test_local_server_needs_no_key():
 
 @pytest.mark.parametrize("key", ["sk-\x00bad", "sk-naïve", "sk-a\nb"])
 def test_key_that_cannot_be_sent_is_not_shown(key, monkeypatch):
-    monkeypatch.setattr("experts.vlm_box.os.environ", {"OPENAI_API_KEY": key})
+    monkeypatch.setattr("experts.endpoint.os.environ", {"OPENAI_API_KEY": key})
     with pytest.raises(InputError, match="OPENAI_API_KEY") as error:
         _expert("http://localhost:1/v1")
     assert "sk-" not in str(error.value)
