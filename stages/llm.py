@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -116,3 +116,40 @@ class Asker(Protocol):
             EndpointFailed: there is none, retries included.
             EndsRun: there will never be one, or the budget is spent.
         """
+
+
+class Claim(NamedTuple):
+    """The desk's word on a question: its `answer`; or, if None, ask it yourself if `wait` is 0, else claim it again
+    after so many seconds, because another worker is asking it."""
+
+    answer: Answer | None
+    wait: float = 0.0
+
+
+class Admission(NamedTuple):
+    """Leave to send one request: after `wait` seconds, if `go`; else leave has to be asked for again then."""
+
+    go: bool
+    wait: float = 0.0
+
+
+class Desk(Protocol):
+    """What all workers of a run share: the answer store, the rate limit, the circuit breaker, the ledger."""
+
+    async def claim(self, key: str, anew: bool = False) -> Claim:
+        """Looks a question up; where it has no answer, or `anew`, makes it the caller's to ask."""
+
+    async def admit(self, key: str, size: int) -> Admission:
+        """Asks for leave to send a request whose messages have `size` bytes of text, image included as text.
+
+        Raises:
+            BudgetSpent: it could cost more than is left, and nothing else is in flight.
+            RunFailed: the endpoint has been down for longer than `outage_minutes`.
+        """
+
+    async def failed(self, key: str, down: bool) -> bool:
+        """Reports a request without an answer; `down` if the endpoint looks dead (5xx, no connection, silence) and is
+        not only busy (429). Returns whether it counts against the question's `retries`: not while it is down."""
+
+    async def settle(self, question: Question, answer: Answer | None, requests: int) -> None:
+        """Ends a claim: keeps the answer, or notes that there is none; `requests` is how many were sent for it."""
