@@ -10,7 +10,7 @@ annotate: .venv/ready
 	@$(if $(DATASET),,echo "ivm-mix: say which dataset: make annotate DATASET=demo" >&2; exit 2)
 	@$(IVM_MIX) annotate --dataset "$(DATASET)" $(if $(PROFILE),--profile "$(PROFILE)") $(if $(OUTPUT),--output "$(OUTPUT)") \
 		$(if $(LIMIT),--limit "$(LIMIT)") $(if $(ADDRESS),--address "$(ADDRESS)") $(if $(UPDATE),--update) \
-		$(if $(FRESH),--fresh) $(if $(RETRY_REJECTS),--retry-rejects)
+		$(if $(FRESH),--fresh) $(if $(RETRY_REJECTS),--retry-rejects) $(if $(DRY_RUN),--dry-run)
 
 status: .venv/ready
 	@$(IVM_MIX) status "$(RUN)"

@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from tqdm import tqdm
@@ -32,6 +33,7 @@ class Job:
     update: bool = False
     fresh: bool = False
     retry_rejects: bool = False
+    dry_run: bool = False
 
 
 def annotate(job: Job) -> int:
@@ -44,6 +46,8 @@ def annotate(job: Job) -> int:
     if job.limit is not None and job.limit < 1:
         raise InputError(f"--limit {job.limit}: give a number of pairs, 1 or more")
     store = RunStore(job.output or f"runs/{manifest.name}")
+    if job.dry_run:
+        return estimate(store, manifest, profile, job)
     store.check_writable()
     with RunLock(store), tempfile.TemporaryDirectory(prefix="ivm-mix-plan-") as folder:
         units = units_of(profile, manifest)
@@ -61,6 +65,19 @@ def annotate(job: Job) -> int:
     for line in excess:
         print(line, file=sys.stderr)
     return TOO_MANY_REJECTS if excess else DONE
+
+
+def estimate(store: RunStore, manifest: Manifest, profile: Profile, job: Job) -> int:
+    """Prints what the language model would cost; returns 0, and writes nothing."""
+    from pipeline.estimate import print_estimate
+
+    with tempfile.TemporaryDirectory(prefix="ivm-mix-plan-") as folder:
+        draft = RunStore(folder)
+        plan = current_plan(store, manifest, profile, job, draft)
+        parts = AllParts(RunSpec(store.output, manifest, profile, plan), store)
+        shards = list(range(len(plan.shards))) if job.fresh else parts.pending(parts.units[SAMPLES])
+        print_estimate(parts.spec, store, draft, shards)
+    return DONE
 
 
 def current_plan(store: RunStore, manifest: Manifest, profile: Profile, job: Job, draft: RunStore) -> Plan:
@@ -89,8 +106,20 @@ def run(spec: RunSpec, store: RunStore, job: Job) -> AllParts:
         return parts
     # Imported here because Ray takes seconds, which a finished run need not wait for.
     from pipeline.engine import ray_session, train_on_ray
+    from pipeline.llm_session import check_endpoint, llm_session
 
-    with ray_session(job.address, [grounding, [parts.units[DISCRIMINATOR]], labelling]):
+    instructing = bool(retried or parts.pending(parts.units[SAMPLES]))
+    if instructing and spec.profile.instruct.llm:
+        check_endpoint(spec.profile.instruct.llm)
+    with (
+        ray_session(job.address, [grounding, [parts.units[DISCRIMINATOR]], labelling]),
+        llm_session(spec, store) if instructing else nullcontext(spec) as spec,
+    ):
+        shards = parts.pending(parts.units[SAMPLES])
+        if shards and spec.profile.instruct.llm and spec.profile.instruct.llm.batch:
+            from pipeline.llm_prepass import ask_in_batches
+
+            ask_in_batches(spec, store, parts.units[SAMPLES], shards)
         if retried:
             _wave(replace(spec, retry=frozenset(unit.name for unit in grounding)), store, "retry", grounding)
             learned = parts.markers[DISCRIMINATOR].get(0)
@@ -115,6 +144,7 @@ def work_left(parts: AllParts) -> list[str]:
 
 def _wave(spec: RunSpec, store: RunStore, name: str, units: list[Unit]) -> AllParts:
     from pipeline.engine import run_wave
+    from pipeline.llm_session import money_spent
 
     parts = AllParts(spec, store)
     pending = {unit.name: parts.pending(unit) for unit in units}
@@ -129,6 +159,7 @@ def _wave(spec: RunSpec, store: RunStore, name: str, units: list[Unit]) -> AllPa
     with tqdm(total=pairs, desc=name, unit=" pairs", smoothing=0.1, mininterval=interval) as bar:
         for shard, rejected in run_wave(spec, working, shards):
             rejects += rejected
-            bar.set_postfix(rejects=rejects, refresh=False)
+            spent = money_spent(spec)
+            bar.set_postfix({"rejects": rejects} | ({} if spent is None else {"spent": f"{spent:.2f}"}), refresh=False)
             bar.update(spec.plan.shards[shard].pairs)
     return AllParts(spec, store)

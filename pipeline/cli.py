@@ -7,19 +7,20 @@ from collections.abc import Sequence
 
 from pipeline.annotate import Job, annotate
 from pipeline.config import load_profile
-from pipeline.errors import InputError, RunFailed
+from pipeline.errors import BudgetSpent, InputError, RunFailed
 from pipeline.status import print_status
 from pipeline.yaml_files import shipped
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 3, 130
+UNFINISHED, BAD_INPUT, FAILED, INTERRUPTED = 1, 2, 3, 130
 _RESUMES = "what is committed stays, and the same command (without --fresh) goes on from there"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status.
 
-    0 done; 1 done, but with more rejects than the profile allows; 2 bad input or configuration; 3 a worker or the
-    storage failed; 130 interrupted. After 3 and 130 the same command goes on.
+    0 done; 1 done, but with more rejects than the profile allows, or stopped because the budget is spent; 2 bad input
+    or configuration; 3 a worker, the storage or an endpoint failed; 130 interrupted. After 3 and 130 the same command
+    goes on.
     """
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
@@ -35,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"ivm-mix: {error}", file=sys.stderr)
         return BAD_INPUT
+    except BudgetSpent as error:
+        print(f"ivm-mix: {error}; what is committed stays", file=sys.stderr)
+        return UNFINISHED
     except (RunFailed, OSError) as error:
         print(f"ivm-mix: the run stopped: {error}\nivm-mix: {_RESUMES}; logs: {_LOGS}", file=sys.stderr)
         return FAILED
@@ -84,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     job.add_argument("--update", action="store_true", help="redo what changed settings make stale")
     job.add_argument("--fresh", action="store_true", help="delete the run first and start over")
     job.add_argument("--retry-rejects", action="store_true", help="try the rejected items again")
+
+    job.add_argument("--dry-run", action="store_true", help="only say what the language model would cost")
 
     status = commands.add_parser("status", help="what a run holds and whether it is live, from its files alone")
     status.add_argument("run", metavar="RUN", help="the run's folder or URI")

@@ -14,7 +14,7 @@ from ray.data.exceptions import SystemException
 
 from experts.base import DeviceLost
 from pipeline.attempts import Attempts
-from pipeline.errors import InputError, RunFailed
+from pipeline.errors import EndsRun, InputError, RunFailed
 from pipeline.parts import RunSpec
 from pipeline.schemas import SAMPLES
 from pipeline.train import train_discriminator
@@ -41,7 +41,7 @@ def ray_session(address: str | None, waves: list[list[Unit]]) -> Iterator[None]:
 
     Raises:
         InputError: no cluster at the address, or the waves need GPUs that this machine lacks.
-        RunFailed: a Ray error inside the block; an InputError of a worker is raised as it is.
+        RunFailed: a Ray error inside the block; an `EndsRun` of a worker is raised as what it is.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -60,8 +60,9 @@ def ray_session(address: str | None, waves: list[list[Unit]]) -> Iterator[None]:
         yield
     except ray.exceptions.RayError as error:
         cause = _root_cause(error)
-        if isinstance(cause, InputError | RunFailed):
-            raise type(cause)(_first_line(cause)) from error
+        for kind in EndsRun.__subclasses__():
+            if isinstance(cause, kind):
+                raise kind(_first_line(cause)) from error
         raise RunFailed(f"{type(cause).__name__}: {_first_line(cause)}") from error
     finally:
         ray.shutdown()

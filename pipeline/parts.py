@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from manifests.manifest import Manifest
 from pipeline.config import Profile
@@ -14,13 +15,15 @@ MarkerOf = Callable[[str, int], Marker | None]
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What every process of a run knows. `retry`: the units whose committed rejects are to be tried again."""
+    """What every process of a run knows. `retry`: the units whose committed rejects are to be tried again; `desk`: the
+    Ray actor `pipeline.llm_desk.LlmDesk`, where there is a language model and work for it."""
 
     output: str
     manifest: Manifest
     profile: Profile
     plan: Plan
     retry: frozenset[str] = frozenset()
+    desk: Any = None
 
 
 class Parts:

@@ -7,7 +7,16 @@ from manifests.manifest import Manifest
 from pipeline.config import Profile
 from pipeline.errors import InputError
 from pipeline.plan import PLAN_INDEX, Plan, committed_plan
-from pipeline.store import DISCRIMINATOR, RUN_FILE, RunStore, marker_file, rejects_file, table_file, table_folder
+from pipeline.store import (
+    DISCRIMINATOR,
+    LEDGER,
+    RUN_FILE,
+    RunStore,
+    marker_file,
+    rejects_file,
+    table_file,
+    table_folder,
+)
 from pipeline.units import Unit, compare, describe, differences
 
 _SHOWN_CHANGES = 8
@@ -50,8 +59,9 @@ def reconcile(
     if redo.refused and not update:
         raise InputError(_refusal(store, recorded, description, redo))
     redo.drop_markers()
-    if recorded != description:
-        store.write_json(RUN_FILE, description)
+    ledger = {key: value for key, value in recorded.items() if key == LEDGER}
+    if recorded != description | ledger:
+        store.write_json(RUN_FILE, description | ledger)
     _publish(store, draft, plan)
 
 

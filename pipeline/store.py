@@ -20,6 +20,8 @@ from pipeline.schemas import REJECTS
 
 DISCRIMINATOR = "discriminator"
 RUN_FILE = "run.json"
+LEDGER = "ledger"
+"""Field of run.json that the run itself adds at its end, see `pipeline.ledger`."""
 _FOLDERS = ("done", "plan", "samples", "candidates", "scores", "labels", "rejects", DISCRIMINATOR, "report")
 
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.ledger import ledger_table
 from pipeline.parts import AllParts
-from pipeline.store import DISCRIMINATOR, Marker, RunStore
+from pipeline.store import DISCRIMINATOR, LEDGER, RUN_FILE, Marker, RunStore
 from pipeline.units import LABELS, SAMPLES
 
 _METRICS = {
@@ -76,6 +77,9 @@ def print_summary(parts: AllParts, store: RunStore) -> None:
     if labels is not None:
         print("\nlabels against human masks, on labelled pairs (no mask counts as 0):")
         print(labels.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    if ledger := (store.read_json(RUN_FILE) or {}).get(LEDGER):
+        hits = sum(value for key, value in add_stats(parts.markers[SAMPLES]).items() if key.startswith("cache_hits/"))
+        print(f"\nlanguage model; {round(hits)} further answers were there already:\n{ledger_table(ledger)}")
     rejected = count_rejects(parts.markers[SAMPLES])
     print(f"\n{parts.spec.plan.pairs} pairs, {rejected} rejected. Result: {store.output}")
 

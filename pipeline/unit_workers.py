@@ -4,14 +4,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from manifests.manifest import open_reader
 from pipeline import schemas, units
 from pipeline.config import load_expert
 from pipeline.errors import BadImage
 from pipeline.parts import RunSpec
+from pipeline.ray_desk import RayDesk
 from pipeline.store import DISCRIMINATOR, RunStore, plan_file, table_file
 from pipeline.units import CANDIDATES_PREFIX
 from pipeline.worker import Shard, UnitWorker
+from stages.asker import EndpointAsker
 from stages.base import Output, Row
 from stages.discriminator import Discriminator
 from stages.ground import Ground
@@ -32,7 +36,9 @@ class SamplesWorker(UnitWorker):
         super().__init__(spec, unit, attempts)
         self.reader = open_reader(spec.manifest)
         self.load = Load(self.reader.read_mask)
-        self.instruct = Instruct(spec.profile.instruct)
+        # In a wave whose samples are all committed there is no desk, and nothing to ask.
+        asker = llm_asker(spec) if spec.desk else None
+        self.instruct = Instruct(spec.profile.instruct, asker, again=unit in spec.retry)
         self.images: dict[str, bytes | BadImage] = {}
 
     def work(self, shard: Shard) -> Shard:
@@ -51,8 +57,8 @@ class SamplesWorker(UnitWorker):
     def process(self, shard: Shard, items: list[Row]) -> Output:
         self._fetch([row for row in items if not row["error"]])
         loaded = self.load.run(items, self.images)
-        instructed = self.instruct.run(loaded.rows)
-        return Output(instructed.rows, loaded.rejects + instructed.rejects)
+        instructed = self.instruct.run(loaded.rows, self.images)
+        return Output(instructed.rows, loaded.rejects + instructed.rejects, instructed.stats)
 
     def _fetch(self, rows: list[Row]) -> None:
         missing = dict.fromkeys(row["image"] for row in rows if row["image"] not in self.images)
@@ -118,6 +124,14 @@ class LabelWorker(UnitWorker):
     def process(self, shard: Shard, items: list[Row]) -> Output:
         candidates, scores = of_pairs(self.candidates, items), of_pairs(self.scores, items)
         return self.label.run(items, candidates, scores, shard.encoded)
+
+
+def llm_asker(spec: RunSpec) -> EndpointAsker:
+    """What asks the run's language model, for the worker that calls this."""
+    # Ray keeps an actor's id when it starts it again.
+    worker = ray.get_runtime_context().get_actor_id()
+    assert spec.profile.instruct.llm and worker
+    return EndpointAsker(spec.profile.instruct.llm, RayDesk(spec.desk, worker))
 
 
 def worker_class(unit: str) -> type[UnitWorker]:

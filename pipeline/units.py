@@ -35,7 +35,7 @@ def units_of(profile: Profile, manifest: Manifest) -> dict[str, Unit]:
     """Units by name, each after those it reads."""
     pools = profile.pools
     loaded = {
-        **profile.instruct.model_dump(),
+        **profile.instruct.identity(),
         "prompts": {prompt.name: prompt.hash for prompt in profile.instruct.prompts()},
         # The plan names images and masks below these roots; another root is other images.
         **manifest.model_dump(include={"reader", "images", "masks", "options"}),

@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 
 from pipeline.attempts import History
-from pipeline.errors import InputError, WorkerDied
+from pipeline.errors import EndsRun, WorkerDied
 from pipeline.parts import Parts, RunSpec
 from pipeline.schemas import REJECTS, to_table
 from pipeline.store import Marker, RunStore, marker_file, rejects_file, table_file
@@ -109,7 +109,7 @@ class UnitWorker(ABC):
     def _run_whole(self, shard: Shard, items: list[Row]) -> Output | None:
         try:
             return self._run(shard, items)
-        except InputError:
+        except EndsRun:
             raise
         # Whatever one row makes a stage raise must not cost the others; image by image the culprit is found.
         except Exception:
@@ -133,7 +133,7 @@ class UnitWorker(ABC):
     def _run_by_row(self, shard: Shard, rows: list[Row]) -> Output:
         try:
             return self._run(shard, rows)
-        except InputError:
+        except EndsRun:
             raise
         # As above; once a row is alone, it is the culprit.
         except Exception as error:  # noqa: BLE001
