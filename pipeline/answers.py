@@ -26,6 +26,8 @@ from stages.llm import Answer, Question
 
 log = logging.getLogger(__name__)
 
+SEGMENTS = "segments"
+"""Folder of the files, inside that of the answers."""
 TIER = 32
 """So many files of about one size become one."""
 FULL_BYTES = 16_000_000
@@ -33,7 +35,6 @@ FULL_BYTES = 16_000_000
 LOCAL_SECONDS, REMOTE_SECONDS = 0.04, 0.8
 """For how long answers are gathered into one file, on a disk and on object storage."""
 
-_FOLDER = "segments"
 _SEGMENT = re.compile(r"(part|full)-[0-9a-f]{32}\.jsonl")
 _CACHE_KIB = 65536
 
@@ -48,6 +49,10 @@ _FIND = """
 _SUMS = """
     SELECT dataset, prompt, batch, SUM(requests), COUNT(said), SUM(input_tokens), SUM(output_tokens) FROM records
     WHERE run = ? GROUP BY dataset, prompt, batch"""
+
+_MEANS = """
+    SELECT COUNT(*), AVG(input_tokens), AVG(output_tokens) FROM records
+    WHERE prompt = ? AND said IS NOT NULL AND input_tokens > 0"""
 
 
 class Asked(NamedTuple):
@@ -77,9 +82,9 @@ class Record(BaseModel, frozen=True):
     text: str | None
     finish_reason: str | None
     refusal: str | None
-    input_tokens: int = Field(ge=0)
-    output_tokens: int = Field(ge=0)
-    requests: int = Field(ge=0)
+    input_tokens: int = Field(ge=0, le=2**53)
+    output_tokens: int = Field(ge=0, le=2**53)
+    requests: int = Field(ge=0, le=2**53)
     batch: bool
     at: float
 
@@ -88,6 +93,15 @@ class Record(BaseModel, frozen=True):
         """The record as a line of a segment."""
         # All ASCII: a model's text may hold half a surrogate pair, which has no UTF-8.
         return json.dumps(self.model_dump()).encode() + b"\n"
+
+    @classmethod
+    def of_line(cls, line: bytes) -> "Record":
+        """The record in a line; raises ValueError where it is none."""
+        try:
+            return cls.model_validate_json(line)
+        except ValidationError:
+            # Twice as slow, but takes half a surrogate pair.
+            return cls.model_validate(json.loads(line))
 
 
 class Sums(NamedTuple):
@@ -100,6 +114,14 @@ class Sums(NamedTuple):
     answers: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+
+
+class Means(NamedTuple):
+    """What one of so many answers took on average."""
+
+    answers: int
+    input_tokens: float
+    output_tokens: float
 
 
 class AnswerStore:
@@ -148,6 +170,12 @@ class AnswerStore:
         """What a run has asked so far, in this process and before."""
         rows = self._database.execute(_SUMS, (run,))
         return [Sums(dataset, prompt, bool(batch), *counts) for dataset, prompt, batch, *counts in rows]
+
+    def means(self, prompt: str) -> Means | None:
+        """What answers to a prompt, in all its versions and of all models, took; None without any whose tokens were
+        counted."""
+        means = Means(*self._database.execute(_MEANS, (prompt,)).fetchone())
+        return means if means.answers else None
 
     def put(self, record: Record) -> None:
         """Keeps a record; it is on storage a moment later, about 50 ms on a disk and 1 s on object storage.
@@ -200,7 +228,7 @@ class AnswerStore:
 
     def _write(self, lines: Iterable[bytes]) -> str:
         data = b"".join(lines)
-        name = f"{_FOLDER}/{'full' if len(data) >= FULL_BYTES else 'part'}-{uuid4().hex}.jsonl"
+        name = f"{SEGMENTS}/{'full' if len(data) >= FULL_BYTES else 'part'}-{uuid4().hex}.jsonl"
         self._store.write(name, data)
         return name
 
@@ -257,11 +285,11 @@ class AnswerStore:
         complete = False
         while not complete:
             complete = True
-            for file in self._store.files(_FOLDER):
+            for file in self._store.files(SEGMENTS):
                 if file in seen or not _SEGMENT.fullmatch(file):
                     continue
                 seen.add(file)
-                name = f"{_FOLDER}/{file}"
+                name = f"{SEGMENTS}/{file}"
                 data = self._read(name)
                 if data is None:
                     # Merged by another run: its lines are in a file that this listing may lack.
@@ -278,8 +306,8 @@ class AnswerStore:
             nonlocal bad
             for line in data.splitlines():
                 try:
-                    yield Record.model_validate(json.loads(line))
-                except (ValueError, ValidationError):
+                    yield Record.of_line(line)
+                except ValueError:
                     bad += 1
 
         self._insert(records())

@@ -31,7 +31,7 @@ class _File(_Item):
 
 
 class _Problem(BaseModel):
-    code: str | None = None
+    code: str | int | None = None
 
 
 class _Problems(BaseModel):
@@ -45,7 +45,7 @@ class Batch(_Item):
     input_file_id: str | None = None
     output_file_id: str | None = None
     error_file_id: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: dict[str, Any] | None = None
     errors: _Problems | None = None
 
     @property
@@ -56,7 +56,7 @@ class Batch(_Item):
     @property
     def problems(self) -> list[str]:
         """Codes of what was wrong with the batch as a whole."""
-        return [problem.code for problem in (self.errors and self.errors.data) or [] if problem.code]
+        return [str(problem.code) for problem in (self.errors and self.errors.data) or [] if problem.code]
 
 
 class _Response(BaseModel):
@@ -81,7 +81,7 @@ class Line(BaseModel):
         """Why it is no answer, in a word or two."""
         if self.response and self.response.status_code != 200:
             return f"HTTP {self.response.status_code}"
-        return (self.error and self.error.code) or "no answer"
+        return str((self.error and self.error.code) or "no answer")
 
 
 Item = TypeVar("Item", bound=_Item)

@@ -12,6 +12,7 @@ from manifests.manifest import Manifest, open_reader
 from pipeline.errors import InputError
 from pipeline.images import decode_image
 from pipeline.masks import decode_rle
+from pipeline.schemas import CANDIDATES, LABELS, REJECTS, SAMPLES, SCORES
 from pipeline.store import RUN_FILE, RunStore, table_folder
 from pipeline.units import CANDIDATES_PREFIX
 
@@ -22,7 +23,8 @@ decode = decode_rle
 """A cell of a column `mask` or `human_mask` as a bool array (height, width)."""
 
 
-TABLES = ("samples", "candidates", "scores", "labels", "rejects")
+_SCHEMAS = {"samples": SAMPLES, "candidates": CANDIDATES, "scores": SCORES, "labels": LABELS, "rejects": REJECTS}
+TABLES = tuple(_SCHEMAS)
 
 
 def read(run: str, table: str, uuid: str | None = None) -> pd.DataFrame:
@@ -47,7 +49,9 @@ def read(run: str, table: str, uuid: str | None = None) -> pd.DataFrame:
             for file in marker.sha256:
                 if file.startswith(f"{folder}/"):
                     parts.append(_with_origin(store.read_table(file, filters=wanted), table, unit))
-    return pa.concat_tables(parts).to_pandas() if parts else pd.DataFrame()
+    if not parts:
+        return _with_origin(_SCHEMAS[table].empty_table(), table, "").to_pandas()
+    return pa.concat_tables(parts).to_pandas()
 
 
 def overlay(run: str, uuid: str, mask: np.ndarray | None = None) -> Image.Image:

@@ -49,7 +49,9 @@ class Ledger:
 
 
 def ledger_table(rows: list[dict[str, Any]]) -> str:
-    """The rows of a ledger as a text table, with a line of totals where there are several."""
+    """The rows of a ledger as a text table, with a line of totals where there are several; empty without any."""
+    if not rows:
+        return ""
     table = pd.DataFrame(rows)
     if len(rows) > 1:
         totals: dict[str, Any] = {"dataset": "total", "prompt": "", **{count: table[count].sum() for count in _COUNTS}}

@@ -15,8 +15,8 @@ from pipeline.store import RunStore
 from stages.asker import MAX_RETRY_AFTER
 from stages.llm import Admission, Answer, Claim, LlmConfig
 
-HIDDEN_TOKENS = 100
-"""Tokens of a request that are not in its text: the marks of at most a dozen messages (a few each)."""
+HIDDEN_TOKENS = 500
+"""Tokens of a request that its text does not have: a few for each message, and the schema, where a server counts it."""
 
 _BUSY_SECONDS = 0.5
 
@@ -59,6 +59,9 @@ class LlmDesk:
         self._claims: dict[str, Worker] = {}
         self._lives: dict[str, _Life] = {}
         self._requests = RequestLimit(config.requests_per_minute, clock)
+        # `extra` wins over what it is sent with.
+        most_outputs = [config.extra.get(name) for name in ("max_tokens", "max_completion_tokens")]
+        self._most_output = max([config.max_tokens, *(most for most in most_outputs if isinstance(most, int))])
         self._tokens = TokenLimit(config.tokens_per_minute, clock)
         self._breaker = Breaker(config.outage_minutes * 60, self._patience, clock)
         self._budget = Budget(config.budget)
@@ -99,14 +102,14 @@ class LlmDesk:
         go = wait == 0
         if go:
             wait = self._requests.take()
-            self._tokens.take(key, self._most_input(size) + self._config.max_tokens)
+            self._tokens.take(key, self._most_input(size) + self._most_output)
         self._alive(worker, wait)
         return Admission(go, wait)
 
     def _held_back(self, key: str, size: int) -> float:
         """Seconds after which to ask again, 0 if the request may be sent in its turn."""
         price = self._config.price
-        most = price.of(self._most_input(size), self._config.max_tokens) if price else 0.0
+        most = price.of(self._most_input(size), self._most_output) if price else 0.0
         if not self._budget.hold(key, most, self._ledger.money):
             self._free_of_the_dead()
             return _BUSY_SECONDS

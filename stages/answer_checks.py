@@ -24,7 +24,7 @@ _NUMBER = r"-?\d*\.?\d+"
 _COORDINATES = re.compile(
     rf"[\[(<{{]\s*{_NUMBER}(?:\s*[,;]\s*|\s+){_NUMBER}"
     rf"|(?:{_NUMBER}\s*[,;]\s*){{3}}{_NUMBER}"
-    r"|\b[01]?\.\d+\s*[,;]\s*[01]?\.\d+"
+    r"|(?<!\d)[01]?\.\d+\s*[,;]\s*[01]?\.\d+"
     r"|\b[xy][12]?\s*[=:]\s*-?[\d.]|</?(?:box|bbox|loc|point|ref|quad)",
     re.IGNORECASE,
 )
@@ -70,10 +70,10 @@ def _checked(text: str, info: ValidationInfo[Source], most_chars: int) -> str:
     name in the instruction is in its script. Empty answers ("not specified") are told in English only.
     """
     text = _BLANK.sub(" ", text).strip()
-    if not _plain(text):
-        raise ValueError("it is empty")
     if len(text) > most_chars:
         raise ValueError(f"it is too long: {len(text)} characters")
+    if not _plain(text):
+        raise ValueError("it is empty")
     if _COORDINATES.search(text):
         raise ValueError("it holds coordinates; say it in words")
     if _EMPTY.fullmatch(text):
@@ -103,10 +103,12 @@ def _different(phrases: list[str]) -> list[str]:
     Raises:
         ValueError: they are too many.
     """
-    kept = list({_plain(phrase): phrase for phrase in reversed(phrases)}.values())[::-1]
+    kept: dict[str, str] = {}
+    for phrase in phrases:
+        kept.setdefault(_plain(phrase), phrase)
     if len(kept) > MAX_PHRASES:
         raise ValueError(f"there are {len(kept)} phrases, at most {MAX_PHRASES} are allowed")
-    return kept
+    return list(kept.values())
 
 
 class AnswerModel(BaseModel):

@@ -221,8 +221,8 @@ def to_jpeg(encoded: bytes | BadImage, most: int) -> bytes | BadImage:
         return error
     height, width = pixels.shape[:2]
     scale = min(1.0, math.sqrt(most / (height * width)))
-    rows = max(1, int(height * scale))
-    columns = min(max(1, int(width * scale)), most // rows)
+    rows = max(1, min(int(height * scale), most))
+    columns = max(1, min(int(width * scale), most // rows))
     shrunk = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA)
     _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(shrunk, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     return jpeg.tobytes()

@@ -133,26 +133,28 @@ class Commands:
         self._lexicon, self._chunker = Lexicon(rules["classes"]), Chunker(rules)
 
     def __contains__(self, instruction: str) -> bool:
-        """Whether a sentence of it orders to handle something ("put …", "could you open …") and it names a thing.
+        """Whether it orders to handle something ("put …", "could you open …"), names a thing, and asks no question.
 
         Orders to find or describe something are none, they are questions in other words.
         """
         for cut in self._cuts:
             instruction = cut.sub(" ", instruction)
         sentences = list(self._lexicon.sentences(instruction))
-        return any(map(_orders, sentences)) and bool(self._chunker.phrases(sentences))
+        ordered = [_orders(sentence) for sentence in sentences]
+        asks = any(sentence.question and not orders for sentence, orders in zip(sentences, ordered, strict=True))
+        return any(ordered) and not asks and bool(self._chunker.phrases(sentences))
 
 
 def _orders(sentence: Sentence) -> bool:
     tokens = roles(sentence)
     # "the man about to throw the ball" is no order.
-    ordered = [
+    orders = [
         at
         for at, token in enumerate(tokens)
         if token.role in ORDERS and (not at or tokens[at - 1].text.lower() != "to")
     ]
     to_you = [token.text.lower() for token in tokens[1:2]] == ["you"]
-    return bool(ordered) and (not sentence.question or to_you or ordered[0] == 0)
+    return bool(orders) and (not sentence.question or to_you or orders[0] == 0)
 
 
 class _Dialogue(Generic[M]):

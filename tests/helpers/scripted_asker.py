@@ -9,7 +9,7 @@ from typing import Any
 from stages.llm import Answer, Question
 
 
-def given(question: Question) -> dict[str, Any]:
+def data_of(question: Question) -> dict[str, Any]:
     """The JSON object that the first question of a dialogue holds."""
     turns = [message["content"] for message in question.messages if message["role"] == "user"]
     return json.loads([turn for turn in turns if turn.startswith("{")][-1])

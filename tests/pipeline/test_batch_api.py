@@ -31,11 +31,15 @@ def test_a_batch_that_is_refused_ends_the_run_with_the_reason(tmp_path):
 def test_a_batch_unknown_to_the_account_is_not_made_again(tmp_path):
     with serve_batches(echo) as server:
         run = Run(server, tmp_path)
-        server.refuse = lambda method, path: 404 if path == "/v1/batches/batch_0" else None
-        for _ in range(2):
-            with pytest.raises(InputError, match="no batch batch_0; give the key of the account"):
-                run()
-        assert len(server.batches) == 1
+        server.lose = lambda method, path: path == "/v1/batches/batch_0"
+        with pytest.raises(RunFailed):
+            Run(server, tmp_path, outage_minutes=0.001)()
+        server.lose = lambda method, path: False
+        server.batches.clear()
+        server.files.clear()
+        with pytest.raises(InputError, match="no batch batch_0; give the key of the account"):
+            run()
+        assert not server.batches
 
 
 CALLS = ["GET /v1/files", "GET /v1/batches", "POST /v1/files", "POST /v1/batches", "GET /v1/batches/batch_0"]
@@ -61,6 +65,28 @@ def test_a_call_that_fails_for_now_is_made_again_and_done_once(tmp_path, call, f
         assert run() == 5
         assert failed and len(server.batches) == 1
     assert run.whole()
+
+
+@pytest.mark.parametrize("known_by", ["file", "metadata"])
+def test_a_batch_is_found_again_among_those_of_others(tmp_path, known_by):
+    with serve_batches(echo) as server:
+        server.page = 2
+        server.lose = lambda method, path: path == "/v1/batches" and bool(server.batches)
+        with pytest.raises(RunFailed):
+            Run(server, tmp_path, outage_minutes=0.001)()
+        if known_by == "file":
+            server.batches["batch_0"]["metadata"] = None
+        else:
+            server.files.clear()
+        for k in range(1, 5):
+            other = {"id": f"batch_{k}", "status": "failed", "input_file_id": f"other-{k}", "metadata": {"count": k}}
+            server.batches[f"batch_{k}"] = other | {"errors": {"data": [{"code": 7}]}}
+            server.files[f"other-{k}"] = {"id": f"other-{k}", "filename": f"other-{k}"}
+            server.contents[f"other-{k}"] = b""
+        server.lose = lambda method, path: False
+        run = Run(server, tmp_path)
+        assert run() == 5
+        assert set(server.asked.values()) == {1} and run.whole()
 
 
 def test_a_batch_is_found_again_at_a_server_that_keeps_no_metadata(tmp_path):

