@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import InputError
 
+_NO_CREDIT = "insufficient_quota"
 NO_KEY = "no-key"
 """What the client is given where no key is set: it refuses an empty one, and local servers need none."""
 
@@ -42,6 +43,11 @@ def read_key(variable: str) -> str:
     if not (key.isascii() and key.isprintable()):
         raise InputError(f"environment variable {variable} holds no API key: it has other than printable characters")
     return key or NO_KEY
+
+
+def no_credit(error: openai.APIStatusError) -> bool:
+    """Whether the account cannot pay, which no later try will change: HTTP 402, or OpenAI's code beside a 429."""
+    return error.status_code == 402 or (error.status_code == 429 and _NO_CREDIT in (error.code, error.type))
 
 
 def refusal(endpoint: EndpointOptions, error: openai.APIStatusError) -> str:

@@ -1,7 +1,6 @@
 """The manifest schema: which images and instructions a dataset consists of and how to read them."""
 
 import os
-import re
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -11,9 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manifests.records import Reader
 from pipeline.errors import InputError, validation_problem
-from pipeline.yaml_files import read_yaml
-
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
+from pipeline.yaml_files import read_yaml, replace_variables
 
 
 class Manifest(BaseModel):
@@ -76,12 +73,7 @@ def _reader_class(name: str) -> Any:
 
 def _resolver(path: Path) -> Callable[[str, str], str]:
     def resolve(key: str, text: str) -> str:
-        for name in _VARIABLE.findall(text):
-            if not os.environ.get(name):
-                raise InputError(
-                    f"{path}: field '{key}' needs the environment variable {name}; set it: export {name}=…"
-                )
-        expanded = _VARIABLE.sub(lambda match: os.environ[match[1]], text)
+        expanded = replace_variables(path, key, text)
         if "://" in expanded:
             return expanded
         base = Path.cwd() if text.startswith("${") else path.parent

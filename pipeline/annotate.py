@@ -116,7 +116,7 @@ def run(spec: RunSpec, store: RunStore, job: Job) -> AllParts:
         llm_session(spec, store) if instructing else nullcontext(spec) as spec,
     ):
         shards = parts.pending(parts.units[SAMPLES])
-        if shards and spec.profile.instruct.llm and spec.profile.instruct.llm.batch:
+        if shards and spec.profile.instruct.llm:
             from pipeline.llm_prepass import ask_in_batches
 
             ask_in_batches(spec, store, parts.units[SAMPLES], shards)

@@ -8,14 +8,13 @@ import openai
 from pydantic import BaseModel, ValidationError
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from experts.endpoint import read_key, reason, refusal
+from experts.endpoint import no_credit, read_key, reason, refusal
 from pipeline.errors import InputError, RunFailed
 from stages.llm import LlmConfig
 
 URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 LONGEST_WAIT = 60.0
 """Seconds between two tries of one call."""
-_NO_CREDIT = "insufficient_quota"
 _OWN_NAME = "ivm_mix"
 _PAGE = 100
 
@@ -179,7 +178,7 @@ class BatchApi:
         except openai.NotFoundError:
             raise InputError(f"{config.where}: not found (HTTP 404): {absent}") from None
         except (openai.OpenAIError, ValidationError) as error:
-            if _no_credit(error):
+            if isinstance(error, openai.APIStatusError) and no_credit(error):
                 raise InputError(f"{config.where}: the account has no credit left") from None
             why = reason(error, self._key)
             if _may_pass(error):
@@ -190,12 +189,6 @@ class BatchApi:
 
 def _may_pass(error: BaseException) -> bool:
     if isinstance(error, openai.APIStatusError):
-        return error.status_code >= 500 or (error.status_code in (408, 409, 429) and not _no_credit(error))
+        return error.status_code >= 500 or (error.status_code in (408, 409, 429) and not no_credit(error))
     # What is no JSON of the interface comes from something in between.
     return isinstance(error, openai.APIConnectionError | ValidationError)
-
-
-def _no_credit(error: BaseException) -> bool:
-    if not isinstance(error, openai.APIStatusError):
-        return False
-    return error.status_code == 402 or _NO_CREDIT in (error.code, error.type)

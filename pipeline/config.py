@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError, field_validator
 from experts.base import Expert, ExpertOptions, Placement
 from experts.registry import expert_class, missing
 from pipeline.errors import InputError, validation_problem
-from pipeline.yaml_files import read_yaml
+from pipeline.yaml_files import read_yaml, replace_variables
 from stages.base import Config
 from stages.discriminator import DiscriminatorConfig
 from stages.fuse import FusionConfig
@@ -80,13 +80,15 @@ class Profile(Config):
 def load_profile(profile: str) -> Profile:
     """A profile by the name of a shipped one (`embedded`) or by the path of a YAML file.
 
+    `${NAME}` is replaced by the environment variable.
+
     Raises:
-        InputError: no such file, not YAML, an unknown key; an expert that is unknown, lacks a package or has
-            bad options.
+        InputError: no such file, not YAML, an unknown key, an unset variable; an expert that is unknown, lacks a
+            package or has bad options.
     """
     path, raw = read_yaml("profile", profile)
     try:
-        loaded = Profile.model_validate(raw)
+        loaded = Profile.model_validate(replace_variables(path, "", raw))
     except ValidationError as error:
         raise InputError(f"{path}: {validation_problem(error)}") from error
     for name in loaded.experts:

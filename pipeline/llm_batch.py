@@ -80,6 +80,12 @@ class Job(BaseModel):
     left: list[str] | None = None
 
 
+def has_open_batches(store: RunStore) -> bool:
+    """Whether an earlier command of the run has sent batches that it did not see the end of."""
+    # The requests of a batch are deleted when it is over.
+    return any(name.endswith(".jsonl") for name in store.files(FOLDER))
+
+
 def run_batches(
     config: LlmConfig,
     store: RunStore,
@@ -180,7 +186,7 @@ class _Batches:
     def _most(self, line: bytes) -> float:
         # No token is shorter than a byte.
         price = self._config.price
-        return price.of(len(line), self._config.max_tokens, batch=True) if price else 0.0
+        return price.of(len(line), self._config.most_output, batch=True) if price else 0.0
 
     def _send(self, draft: _Draft) -> None:
         job = Job(id=uuid4().hex, questions=draft.asked)

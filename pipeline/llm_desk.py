@@ -59,9 +59,6 @@ class LlmDesk:
         self._claims: dict[str, Worker] = {}
         self._lives: dict[str, _Life] = {}
         self._requests = RequestLimit(config.requests_per_minute, clock)
-        # `extra` wins over what it is sent with.
-        most_outputs = [config.extra.get(name) for name in ("max_tokens", "max_completion_tokens")]
-        self._most_output = max([config.max_tokens, *(most for most in most_outputs if isinstance(most, int))])
         self._tokens = TokenLimit(config.tokens_per_minute, clock)
         self._breaker = Breaker(config.outage_minutes * 60, self._patience, clock)
         self._budget = Budget(config.budget)
@@ -102,14 +99,14 @@ class LlmDesk:
         go = wait == 0
         if go:
             wait = self._requests.take()
-            self._tokens.take(key, self._most_input(size) + self._most_output)
+            self._tokens.take(key, self._most_input(size) + self._config.most_output)
         self._alive(worker, wait)
         return Admission(go, wait)
 
     def _held_back(self, key: str, size: int) -> float:
         """Seconds after which to ask again, 0 if the request may be sent in its turn."""
         price = self._config.price
-        most = price.of(self._most_input(size), self._most_output) if price else 0.0
+        most = price.of(self._most_input(size), self._config.most_output) if price else 0.0
         if not self._budget.hold(key, most, self._ledger.money):
             self._free_of_the_dead()
             return _BUSY_SECONDS

@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
-from pipeline.llm_batch import CollectingAsker, run_batches
+from pipeline.llm_batch import CollectingAsker, has_open_batches, run_batches
 from pipeline.llm_session import money_spent
 from pipeline.parts import RunSpec
 from pipeline.store import RunStore
@@ -58,7 +58,8 @@ def questions_of(spec: RunSpec, unit: Unit, shards: list[int]) -> Iterator[Quest
 
 
 def ask_in_batches(spec: RunSpec, store: RunStore, unit: Unit, shards: list[int]) -> None:
-    """Gets the questions of these shards answered through the endpoint's batch interface, which may take days.
+    """Gets the questions of these shards answered through the endpoint's batch interface, which may take days; where
+    the profile does not say so (any more), only waits for batches that are paid for.
 
     Raises:
         EndsRun: the interface is not there, or stays away; the same command goes on.
@@ -72,6 +73,8 @@ def ask_in_batches(spec: RunSpec, store: RunStore, unit: Unit, shards: list[int]
     def settle(answers: list[Any]) -> None:
         ray.get(spec.desk.settle_batch.remote(answers))
 
-    for _ in range(ROUNDS):
-        if not run_batches(config, store, questions_of(spec, unit, shards), settle, money_left):
+    rounds = ROUNDS if config.batch else int(has_open_batches(store))
+    for _ in range(rounds):
+        questions = questions_of(spec, unit, shards) if config.batch else ()
+        if not run_batches(config, store, questions, settle, money_left):
             break

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from experts.endpoint import read_key, reason, refusal
 from pipeline.errors import InputError
-from pipeline.llm_desk import LlmDesk
+from pipeline.llm_desk import LlmDesk, answers_beside
 from pipeline.parts import RunSpec
 from pipeline.store import LEDGER, RUN_FILE, RunStore
 from stages.llm import LlmConfig
@@ -53,6 +53,8 @@ def llm_session(spec: RunSpec, store: RunStore) -> Iterator[RunSpec]:
     if config is None:
         yield spec
         return
+    # Here, where it is said in one line; in the desk it would be an actor that died.
+    RunStore(config.answers or answers_beside(spec.output)).check_writable()
     # Beside the driver: it must not go with a node that is lost, and the head of a cluster is not.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     desk = ray.remote(LlmDesk).options(num_cpus=0, scheduling_strategy=here)

@@ -22,6 +22,7 @@ DISCRIMINATOR = "discriminator"
 RUN_FILE = "run.json"
 LEDGER = "ledger"
 """Field of run.json that the run itself adds at its end, see `pipeline.ledger`."""
+# Not `batches`: what is under way there is paid for, and its answers are good for a fresh start too.
 _FOLDERS = ("done", "plan", "samples", "candidates", "scores", "labels", "rejects", DISCRIMINATOR, "report")
 
 

@@ -1,5 +1,7 @@
 """YAML files that a user names: a shipped one by its name, or one of their own by its path."""
 
+import os
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,8 @@ from typing import Any
 import yaml
 
 from pipeline.errors import InputError
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 PACKAGES = {"dataset": "manifests", "profile": "pipeline.profiles"}
 """Where the shipped files of each kind lie."""
@@ -32,6 +36,25 @@ def read_yaml(kind: str, given: str) -> tuple[Path, dict[str, Any]]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: a {kind}'s file is a mapping of keys to values; start from a shipped one")
     return path, content
+
+
+def replace_variables(path: Path, field: str, value: Any) -> Any:
+    """The value with every `${NAME}` in its texts replaced by the environment variable.
+
+    Raises:
+        InputError: one is not set; names the file and the field.
+    """
+    if isinstance(value, dict):
+        inside = f"{field}." if field else ""
+        return {key: replace_variables(path, f"{inside}{key}", item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [replace_variables(path, field, item) for item in value]
+    if not isinstance(value, str):
+        return value
+    for name in _VARIABLE.findall(value):
+        if not os.environ.get(name):
+            raise InputError(f"{path}: field '{field}' needs the environment variable {name}; set it: export {name}=…")
+    return _VARIABLE.sub(lambda match: os.environ[match[1]], value)
 
 
 def _find(kind: str, given: str) -> Path:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import openai
 from pydantic import BaseModel, Field, ValidationError
 
-from experts.endpoint import read_key, reason, refusal
+from experts.endpoint import no_credit, read_key, reason, refusal
 from pipeline.errors import EndpointFailed, InputError
 from stages.llm import Answer, Desk, LlmConfig, Question
 
@@ -21,11 +21,14 @@ Mode = Literal["json_schema", "json_object", "text"]
 """How an answer is held to its schema, `response_format` of the API; a text is not."""
 
 MODES: tuple[Mode, ...] = ("json_schema", "json_object", "text")
+MOST_TOKENS = 2**31 - 1
+"""An answer that is said to have taken more is no answer: the column of the samples table is an int32."""
+IMAGE_PATCH = 14 * 14
+"""Pixels of which no model that we know makes more than one token (LLaVA-1.5: 336 x 336 pixels are 576)."""
 MAX_RETRY_AFTER = 300.0
 MAX_BACKOFF = 60.0
 """Seconds that are waited at most, where the server names a time and where it does not."""
 
-_NO_CREDIT = "insufficient_quota"
 _FILTERED = {"content_filter", "content_policy_violation"}
 _NOT_TAKEN = {"unsupported_parameter", "unsupported_value", "unknown_parameter"}
 
@@ -41,8 +44,8 @@ class _Choice(BaseModel):
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int = Field(0, ge=0, le=MOST_TOKENS)
+    completion_tokens: int = Field(0, ge=0, le=MOST_TOKENS)
 
 
 class _Completion(BaseModel):
@@ -242,7 +245,7 @@ class EndpointAsker:
         return answer, wait
 
     async def _admitted(self, question: Question) -> None:
-        image = -(-len(question.image) // 3) * 4 if question.image else 0
+        image = (self.config.image_pixels or 0) // IMAGE_PATCH if question.image else 0
         size = image + sum(len(message["content"].encode(errors="replace")) for message in question.messages)
         go = False
         while not go:
@@ -300,7 +303,7 @@ class EndpointAsker:
         status, said = error.status_code, reason(error, self.key)
         if status in (401, 403, 404):
             return InputError(refusal(self.config, error))
-        if status == 402 or (status == 429 and _NO_CREDIT in (error.code, error.type)):
+        if no_credit(error):
             return InputError(f"{self.config.where}: the account has no credit left (HTTP {status})")
         if status in (408, 409, 429) or status >= 500:
             return _NoAnswer(said, down=status >= 500, wait=retry_after(error.response.headers.get("retry-after")))

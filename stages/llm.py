@@ -6,10 +6,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from experts.endpoint import EndpointOptions
 from stages.base import Config
+
+_OURS = frozenset({"messages", "model", "n", "response_format", "stream"})
+"""Fields of a request that `extra` cannot set: other values would make every answer unreadable."""
 
 
 class Price(Config):
@@ -54,6 +57,20 @@ class LlmConfig(EndpointOptions):
     price: Price | None = None
     budget: float | None = Field(None, ge=0)
     answers: str | None = None
+
+    @property
+    def most_output(self) -> int:
+        """Tokens that an answer can have at most; `extra` wins over what it is sent with."""
+        given = (self.extra.get(name) for name in ("max_tokens", "max_completion_tokens"))
+        return max([self.max_tokens, *(most for most in given if isinstance(most, int))])
+
+    @field_validator("extra")
+    @classmethod
+    def _check_extra(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        ours = _OURS & extra.keys()
+        if ours:
+            raise ValueError(f"'{min(ours)}' is for this package to set; remove it")
+        return extra
 
     @model_validator(mode="after")
     def _check_budget(self) -> Self:
@@ -140,7 +157,7 @@ class Desk(Protocol):
         """Looks a question up; where it has no answer, or `anew`, makes it the caller's to ask."""
 
     async def admit(self, key: str, size: int) -> Admission:
-        """Asks for leave to send a request whose messages have `size` bytes of text, image included as text.
+        """Asks for leave to send a request of `size`, which bounds its input tokens: bytes of text, patches of image.
 
         Raises:
             BudgetSpent: it could cost more than is left, and nothing else is in flight.

@@ -131,6 +131,7 @@ def play(request: Request) -> Reply:
     return Reply(json.dumps(played(request.body, request.data, text_of(request.messages[0])), ensure_ascii=False))
 
 
+WRONG_KEY = Reply("Incorrect API key provided", status=401, error_code="invalid_api_key")
 FAULTS: dict[str, Reply] = {
     "429": Reply("too many requests", status=429, headers={"Retry-After": "1"}, error_code="rate_limit_exceeded"),
     "500": Reply("internal error", status=500),
@@ -164,10 +165,11 @@ class Server:
 class _Http(ThreadingHTTPServer):
     request_queue_size = 1024
 
-    def __init__(self, answer: Script, port: int, log: Path | None) -> None:
+    def __init__(self, answer: Script, port: int, log: Path | None, key: str | None) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.answer = answer
         self.log = log
+        self.key = key
         self.lock = threading.Lock()
         self.connections: set[socket.socket] = set()
         self.state = Server(f"http://127.0.0.1:{self.server_port}/v1")
@@ -217,11 +219,19 @@ class _Handler(BaseHTTPRequestHandler):
         with suppress(ConnectionError):
             super().handle()
 
+    def do_GET(self) -> None:
+        """The list of models, which knows who asks."""
+        right = self.server.key in (None, (self.headers["authorization"] or "").removeprefix("Bearer "))
+        reply = Reply(raw='{"object": "list", "data": []}') if right else WRONG_KEY
+        self._send(reply, reply.encoded(Request({})))
+
     def do_POST(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
         request = self.server.begin(self.path, headers, self.rfile.read(int(headers["content-length"])))
         try:
             reply = self.server.answer(request) if self.path == PATH else Reply("no such path", status=404)
+            if self.server.key not in (None, headers.get("authorization", "").removeprefix("Bearer ")):
+                reply = WRONG_KEY
             reply = Reply(reply) if isinstance(reply, str) else reply
             if self._client_leaves(None if reply.hang else reply.delay):
                 self.close_connection = True
@@ -262,11 +272,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve(answer: Script = play, port: int = 0, log: Path | None = None) -> Iterator[Server]:
+def serve(answer: Script = play, port: int = 0, log: Path | None = None, key: str | None = None) -> Iterator[Server]:
     """A running endpoint. `answer` says what it replies to a request; `log` gets one JSON line per request when it is
     over: `key` (SHA-256 of its messages), `time`, and the `status` answered or null if the client left before that.
+    With a `key`, whoever sends another one is refused.
     """
-    with _Http(answer, port, log) as http:
+    with _Http(answer, port, log, key) as http:
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:
