@@ -13,8 +13,16 @@ def profile(tmp_path, **fields):
 
 
 @pytest.mark.parametrize("name", shipped("profile"))
-def test_shipped_profiles_load(name):
+def test_shipped_profiles_load(name, monkeypatch):
+    monkeypatch.setenv("LLM_BASE_URL", "http://localhost:8000/v1")
+    monkeypatch.setenv("LLM_MODEL", "some-model")
     assert load_profile(name).experts
+
+
+def test_a_variable_that_is_not_set_is_bad_input(monkeypatch):
+    monkeypatch.delenv("LLM_BASE_URL", raising=False)
+    with pytest.raises(InputError, match=r"llm.yaml: field 'instruct.llm.base_url' needs .* LLM_BASE_URL"):
+        load_profile("llm")
 
 
 @pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (0.5, "auto")])

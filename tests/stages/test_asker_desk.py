@@ -1,7 +1,6 @@
 """What an `EndpointAsker` does with many questions at a time, and what it tells its desk."""
 
 import asyncio
-import base64
 import dataclasses
 import threading
 import time
@@ -159,12 +158,12 @@ def test_no_more_than_the_concurrency_ask_for_leave():
     assert desk.most <= 4 and len(desk.sizes) == 40
 
 
-def test_the_desk_is_told_the_bytes_of_text_with_the_image_as_text():
+def test_the_desk_is_told_the_bytes_of_text_and_the_patches_of_the_image():
     desk = GateDesk()
     with serve(lambda request: "hello") as server:
-        ask(server, question("é"), question("é", image=b"12345678"), desk=desk)
+        ask(server, question("é"), question("é", image=b"12345678"), desk=desk, image_pixels=336 * 336)
     plain = len("Reply as JSON.") + 2
-    assert desk.sizes == [plain, plain + len(base64.b64encode(b"12345678"))]
+    assert desk.sizes == [plain, plain + 576]
 
 
 def test_a_spent_budget_ends_the_question_before_it_is_sent():
