@@ -108,7 +108,7 @@ def run(spec: RunSpec, store: RunStore, job: Job) -> AllParts:
     from pipeline.engine import ray_session, train_on_ray
     from pipeline.llm_session import check_endpoint, llm_session
 
-    instructing = bool(retried or parts.pending(parts.units[SAMPLES]))
+    instructing = parts.units[SAMPLES] in retried or bool(parts.pending(parts.units[SAMPLES]))
     if instructing and spec.profile.instruct.llm:
         check_endpoint(spec.profile.instruct.llm)
     with (

@@ -133,11 +133,7 @@ class AnswerStore:
 
     def __init__(self, folder: str) -> None:
         """Raises InputError: the folder cannot be opened, or not be written."""
-        try:
-            self._store = RunStore(folder)
-            self._store.check_writable()
-        except InputError as error:
-            raise InputError(f"'answers' of the language model: {error}") from error
+        self._store = answers_folder(folder)
         local = isinstance(self._store.fs, fs.LocalFileSystem)
         self._gather_seconds = LOCAL_SECONDS if local else REMOTE_SECONDS
         self._database = sqlite3.connect("", check_same_thread=False)
@@ -333,6 +329,16 @@ class AnswerStore:
             for record in records
         )
         self._database.executemany(f"INSERT OR IGNORE INTO records VALUES ({', '.join('?' * 11)})", rows)
+
+
+def answers_folder(folder: str) -> RunStore:
+    """The storage of this folder of answers; raises InputError where it cannot be opened, or not be written."""
+    try:
+        store = RunStore(folder)
+        store.check_writable()
+    except InputError as error:
+        raise InputError(f"'answers' of the language model: {error}") from error
+    return store
 
 
 def new_record(

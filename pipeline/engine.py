@@ -106,14 +106,7 @@ def run_wave(spec: RunSpec, units: list[Unit], shards: list[int]) -> Iterator[tu
     Raises:
         ray.exceptions.RayError: a worker cannot start, or storage fails; what is committed stays.
     """
-    _keep_traces_to_the_log_file()
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.actor_init_retry_on_errors = False
-    # Else it comes wrapped in an error of Ray Data's, without what it was.
-    context.raise_original_map_exception = True
-    context.wait_for_min_actors_s = WAIT_FOR_WORKERS_S
+    configure_ray_data()
     attempts = Attempts.remote()  # type: ignore[attr-defined]
     dataset: ray.data.Dataset = ray.data.from_items(
         [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
@@ -130,6 +123,18 @@ def run_wave(spec: RunSpec, units: list[Unit], shards: list[int]) -> Iterator[tu
         )
     for row in dataset.iter_rows():
         yield row["shard"], row["rejects"]
+
+
+def configure_ray_data() -> None:
+    """Sets what holds for all that Ray Data does in this session: it says nothing, and errors come as what they are."""
+    _keep_traces_to_the_log_file()
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.actor_init_retry_on_errors = False
+    # Else it comes wrapped in an error of Ray Data's, without what it was.
+    context.raise_original_map_exception = True
+    context.wait_for_min_actors_s = WAIT_FOR_WORKERS_S
 
 
 def _keep_traces_to_the_log_file() -> None:

@@ -76,7 +76,7 @@ def count_questions(
             digest = bytes.fromhex(question.key)[:16]
             if digest not in count.keys:
                 count.keys.add(digest)
-                count.size += sum(len(message["content"].encode()) for message in question.messages)
+                count.size += sum(len(message["content"].encode(errors="replace")) for message in question.messages)
     return counts
 
 

@@ -1,6 +1,6 @@
 """The ledger: what a run has asked of its language model, and what that cost, by dataset and prompt."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -48,19 +48,33 @@ class Ledger:
         return list(rows.values())
 
 
+def with_cache_hits(rows: list[dict[str, Any]], dataset: str, hits: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The rows with `cache_hits`, answers that were there already, of `dataset` by prompt; a prompt that was all there
+    has a row too."""
+    asked = {row["prompt"] for row in rows if row["dataset"] == dataset}
+    unasked = [
+        {"dataset": dataset, "prompt": prompt, **dict.fromkeys(_COUNTS, 0), "money": None}
+        for prompt in sorted(hits)
+        if prompt not in asked
+    ]
+    return [
+        {**row, "cache_hits": hits.get(row["prompt"], 0) if row["dataset"] == dataset else 0}
+        for row in [*rows, *unasked]
+    ]
+
+
 def ledger_table(rows: list[dict[str, Any]]) -> str:
-    """The rows of a ledger as a text table, with a line of totals where there are several; empty without any."""
-    if not rows:
-        return ""
+    """The rows of `with_cache_hits` as a text table, with a line of totals where there are several."""
     table = pd.DataFrame(rows)
+    counts = [*_COUNTS, "cache_hits"]
     if len(rows) > 1:
-        totals: dict[str, Any] = {"dataset": "total", "prompt": "", **{count: table[count].sum() for count in _COUNTS}}
-        priced = table["money"].notna().all()
-        totals["money"] = table["money"].sum() if priced else None
+        totals: dict[str, Any] = {"dataset": "total", "prompt": "", **{count: table[count].sum() for count in counts}}
+        totals["money"] = table["money"].sum() if table["money"].notna().any() else None
         table = pd.DataFrame([*rows, totals])
     if table["money"].isna().all():
         table = table.drop(columns="money")
     return table.to_string(
         index=False,
-        formatters=dict.fromkeys(_COUNTS, "{:,}".format) | {"money": "{:,.4f}".format},
+        na_rep="",
+        formatters=dict.fromkeys(counts, "{:,}".format) | {"money": "{:,.4f}".format},
     )

@@ -140,15 +140,17 @@ class Breaker:
         return 0.0
 
     def failed(self, key: str, down: bool) -> bool:
-        """Notes a failure; whether the endpoint is taken for alive."""
+        """Notes a failure; whether it counts against the question: not while the endpoint is taken for dead, except for
+        the one that tries it, or questions that it always fails on would keep it dead for ever."""
         if not down:
             self._close()
             return True
         self._failures += 1
+        tried = self._trying == key
         # Of what was sent before it looked dead, failures say nothing new.
-        if self._trying == key or (not self.is_open and self._failures >= FAILURES):
+        if tried or (not self.is_open and self._failures >= FAILURES):
             self._open()
-        return not self.is_open
+        return tried or not self.is_open
 
     def succeeded(self) -> None:
         """Notes an answer."""

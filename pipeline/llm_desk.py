@@ -120,6 +120,8 @@ class LlmDesk:
         """See `Desk.failed`."""
         self._alive(worker, MAX_RETRY_AFTER)
         self._tokens.settle(key, None)
+        # Else those that wait for its money could hold every place that its next try needs.
+        self._budget.release(key)
         return self._breaker.failed(key, down)
 
     def settle(self, asked: Asked, worker: Worker, answer: Answer | None, requests: int) -> None:

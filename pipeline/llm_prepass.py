@@ -1,5 +1,6 @@
 """The questions of a run before they are asked: what batch mode sends, and what `--dry-run` counts."""
 
+import logging
 import math
 import pickle
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
+from pipeline.engine import configure_ray_data
+from pipeline.errors import EndsRun
 from pipeline.llm_batch import CollectingAsker, has_open_batches, run_batches
 from pipeline.llm_session import money_spent
 from pipeline.parts import RunSpec
@@ -18,6 +21,8 @@ from pipeline.units import SAMPLES, Unit
 from pipeline.worker import Shard
 from stages.instruct import Instruct
 from stages.llm import Answer, Question
+
+log = logging.getLogger(__name__)
 
 ROUNDS = 2
 """The questions themselves, and then the repairs of bad answers; what is left after that is asked live."""
@@ -39,12 +44,19 @@ class QuestionMapper:
         """The questions of a shard."""
         shard = Shard(int(batch["shard"][0]))
         self.samples.images = {}
-        self.samples.process(shard, self.samples.items(shard))
+        try:
+            self.samples.process(shard, self.samples.items(shard))
+        except (EndsRun, ray.exceptions.RayError):
+            raise
+        # Whatever one row makes a stage raise costs that row in the real pass, which asks live what is missing here.
+        except Exception:
+            log.exception("not all questions of shard %d go into a batch", shard.number)
         return pa.table({"question": pa.array(map(pickle.dumps, self.asker.taken()), pa.large_binary())})
 
 
 def questions_of(spec: RunSpec, unit: Unit, shards: list[int]) -> Iterator[Question]:
     """The questions of these shards that have no answer, from the workers of `unit`, the samples."""
+    configure_ray_data()
     rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map_batches(
         QuestionMapper,
         fn_constructor_args=(spec,),

@@ -12,10 +12,15 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from experts.endpoint import read_key, reason, refusal
+from pipeline.answers import answers_folder
 from pipeline.errors import InputError
+from pipeline.ledger import with_cache_hits
 from pipeline.llm_desk import LlmDesk, answers_beside
 from pipeline.parts import RunSpec
 from pipeline.store import LEDGER, RUN_FILE, RunStore
+from pipeline.summary import add_stats
+from pipeline.units import SAMPLES
+from stages.instruct import CACHE_HITS
 from stages.llm import LlmConfig
 
 CHECK_SECONDS = 10
@@ -53,20 +58,21 @@ def llm_session(spec: RunSpec, store: RunStore) -> Iterator[RunSpec]:
     if config is None:
         yield spec
         return
-    # Here, where it is said in one line; in the desk it would be an actor that died.
-    RunStore(config.answers or answers_beside(spec.output)).check_writable()
+    # Here, where it is said in one line, in the desk it would be an actor that died; and absolute, because that may
+    # have another current folder.
+    answers = answers_folder(config.answers or answers_beside(spec.output)).output
     # Beside the driver: it must not go with a node that is lost, and the head of a cluster is not.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     desk = ray.remote(LlmDesk).options(num_cpus=0, scheduling_strategy=here)
-    handle: Any = desk.remote(config, spec.output, spec.manifest.name)
+    handle: Any = desk.remote(config.model_copy(update={"answers": answers}), spec.output, spec.manifest.name)
     try:
         yield replace(spec, desk=handle)
     except BaseException:
         # What ended the run is worth more than what else goes wrong now.
         with suppress(ray.exceptions.RayError):
-            _close(handle, store)
+            _close(handle, store, spec.manifest.name)
         raise
-    _close(handle, store)
+    _close(handle, store, spec.manifest.name)
 
 
 def money_spent(spec: RunSpec) -> float | None:
@@ -77,8 +83,13 @@ def money_spent(spec: RunSpec) -> float | None:
     return sum(row["money"] for row in ray.get(spec.desk.ledger.remote()))
 
 
-def _close(handle: Any, store: RunStore) -> None:
-    ledger: list[dict[str, Any]] = ray.get([handle.ledger.remote(), handle.close.remote()], timeout=CLOSE_SECONDS)[0]
+def _close(handle: Any, store: RunStore, dataset: str) -> None:
+    rows: list[dict[str, Any]] = ray.get([handle.ledger.remote(), handle.close.remote()], timeout=CLOSE_SECONDS)[0]
+    counted = add_stats(store.markers(SAMPLES)).items()
+    hits = {
+        key.removeprefix(CACHE_HITS): round(value) for key, value in counted if key.startswith(CACHE_HITS) and value
+    }
+    ledger = with_cache_hits(rows, dataset, hits)
     description = store.read_json(RUN_FILE)
     if description.get(LEDGER) != ledger:
         store.write_json(RUN_FILE, description | {LEDGER: ledger})

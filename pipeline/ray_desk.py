@@ -12,7 +12,7 @@ from stages.llm import Admission, Answer, Claim, Question
 
 
 class RayDesk:
-    """A `Desk` over the actor of an `LlmDesk`. All calls raise RunFailed if the actor is lost."""
+    """A `Desk` over the actor of an `LlmDesk`. All calls raise RunFailed if the actor fails or is lost."""
 
     def __init__(self, handle: Any, name: str) -> None:
         """`name` is the worker's own, which it keeps when Ray starts it again, as the id of its actor is."""
@@ -42,6 +42,8 @@ class RayDesk:
             # Ray's error is of this type too, but its text is a traceback.
             if isinstance(error.cause, EndsRun):
                 raise error.cause from None
-            raise
+            # A full disk, say: no row is to blame, and as an error of one it would cost all of them.
+            what = f"{type(error.cause).__name__}: {error.cause}"
+            raise RunFailed(f"the desk of the language model failed: {what}") from error
         except ray.exceptions.RayActorError as error:
             raise RunFailed(f"the desk of the language model is gone: {type(error).__name__}") from error

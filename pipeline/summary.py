@@ -78,8 +78,7 @@ def print_summary(parts: AllParts, store: RunStore) -> None:
         print("\nlabels against human masks, on labelled pairs (no mask counts as 0):")
         print(labels.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     if ledger := (store.read_json(RUN_FILE) or {}).get(LEDGER):
-        hits = sum(value for key, value in add_stats(parts.markers[SAMPLES]).items() if key.startswith("cache_hits/"))
-        print(f"\nlanguage model; {round(hits)} further answers were there already:\n{ledger_table(ledger)}")
+        print(f"\nlanguage model, in all commands of this run:\n{ledger_table(ledger)}")
     rejected = count_rejects(parts.markers[SAMPLES])
     print(f"\n{parts.spec.plan.pairs} pairs, {rejected} rejected. Result: {store.output}")
 

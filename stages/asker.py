@@ -23,8 +23,9 @@ Mode = Literal["json_schema", "json_object", "text"]
 MODES: tuple[Mode, ...] = ("json_schema", "json_object", "text")
 MOST_TOKENS = 2**31 - 1
 """An answer that is said to have taken more is no answer: the column of the samples table is an int32."""
-IMAGE_PATCH = 14 * 14
-"""Pixels of which no model that we know makes more than one token (LLaVA-1.5: 336 x 336 pixels are 576)."""
+IMAGE_PATCH = 8
+"""Pixels of which no model that we know makes more than one token: LLaVA-1.5 has 196, and GPT-4o mini, which counts
+most, some 10 where its tiles fit badly."""
 MAX_RETRY_AFTER = 300.0
 MAX_BACKOFF = 60.0
 """Seconds that are waited at most, where the server names a time and where it does not."""

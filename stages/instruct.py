@@ -25,6 +25,7 @@ MAX_INSTRUCTION_CHARS = 8192
 MAX_DESCRIPTIONS = 8
 MAX_DESCRIPTION_CHARS = 300
 """Further wordings that tell a language model of a region; longer ones are left out."""
+CACHE_HITS = "cache_hits/"
 _JPEG_QUALITY = 90
 _DECODERS = 2
 
@@ -207,7 +208,7 @@ class Instruct:
 
 def _count_hits(part: Rewritten[Any], output: Output) -> None:
     if part.prompt and part.answers:
-        key = f"cache_hits/{part.prompt.name}"
+        key = f"{CACHE_HITS}{part.prompt.name}"
         output.stats[key] = output.stats.get(key, 0) + sum(answer.cached for answer in part.answers)
 
 

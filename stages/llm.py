@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, Self
@@ -11,6 +12,8 @@ from pydantic import Field, field_validator, model_validator
 from experts.endpoint import EndpointOptions
 from stages.base import Config
 
+_SECRET = re.compile(r"://[^/?#]*:[^/?#]*@|[?&][^=&]*(?:key|secret|token|password|sas)[^=&]*=", re.IGNORECASE)
+"""What a URI has of a key or password."""
 _OURS = frozenset({"messages", "model", "n", "response_format", "stream"})
 """Fields of a request that `extra` cannot set: other values would make every answer unreadable."""
 
@@ -71,6 +74,14 @@ class LlmConfig(EndpointOptions):
         if ours:
             raise ValueError(f"'{min(ours)}' is for this package to set; remove it")
         return extra
+
+    @field_validator("answers")
+    @classmethod
+    def _check_answers(cls, answers: str | None) -> str | None:
+        # The profile goes into the run's record.
+        if answers and _SECRET.search(answers):
+            raise ValueError("it holds a key or password; give that to the storage in the environment instead")
+        return answers
 
     @model_validator(mode="after")
     def _check_budget(self) -> Self:
@@ -166,7 +177,8 @@ class Desk(Protocol):
 
     async def failed(self, key: str, down: bool) -> bool:
         """Reports a request without an answer; `down` if the endpoint looks dead (5xx, no connection, silence) and is
-        not only busy (429). Returns whether it counts against the question's `retries`: not while it is down."""
+        not only busy (429). Returns whether it counts against the question's `retries`: while the endpoint is down
+        only that of the one which tried it."""
 
     async def settle(self, question: Question, answer: Answer | None, requests: int) -> None:
         """Ends a claim: keeps the answer, or notes that there is none; `requests` is how many were sent for it."""

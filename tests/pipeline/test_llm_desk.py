@@ -6,7 +6,9 @@ import pytest
 from pipeline.answers import Asked
 from pipeline.errors import BudgetSpent, InputError, RunFailed
 from pipeline.llm_desk import LlmDesk, Worker, answers_beside
+from stages.asker import EndpointAsker
 from stages.llm import Admission, Answer, Claim, LlmConfig, Question
+from tests.helpers.llm_server import Reply, serve
 from tests.helpers.local_desk import LocalDesk
 
 ONE, TWO, ONE_AGAIN = Worker("one", "1"), Worker("two", "1"), Worker("one", "2")
@@ -271,3 +273,25 @@ def test_a_local_desk_is_the_desk_of_one_worker(open_desk):
     assert asyncio.run(ask("one")) is None
     assert asyncio.run(ask("two")) == CACHED
     assert desk.ledger()[0]["retries"] == 1
+
+
+def test_what_waits_for_money_does_not_keep_a_failed_question_from_its_next_try(open_desk):
+    desk = open_desk(price=PRICE, budget=1.0, max_tokens=64, concurrency=1)
+
+    def busy_once(request):
+        return Reply("busy", status=429) if request.number == 0 else Reply("{}", input_tokens=1, output_tokens=1)
+
+    async def ask(base_url):
+        config = LlmConfig(base_url=base_url, model="m", max_tokens=64, concurrency=1)
+        asker = EndpointAsker(config, LocalDesk(desk))
+        questions = [
+            Question("simplify", "0" * 8, ({"role": "user", "content": text},), {}, {})
+            for text in ("one", "two", "three")
+        ]
+        async with asyncio.timeout(20):
+            found = await asyncio.gather(*map(asker.ask, questions))
+        await asker.client.close()
+        return found
+
+    with serve(busy_once) as server:
+        assert [found.text for found in asyncio.run(ask(server.base_url))] == ["{}"] * 3

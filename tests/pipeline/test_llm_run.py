@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
+from ray.cluster_utils import Cluster
 
 from pipeline.cli import main
 from pipeline.frames import read
 from tests.conftest import Dataset, draw
 from tests.helpers.batch_server import serve_batches
+from tests.helpers.killing_expert import DEADLY
 from tests.helpers.llm_server import Reply, faulty, play, serve
 
 pytestmark = pytest.mark.slow
@@ -26,9 +29,19 @@ THINGS = ("cup", "plate", "dog", "lamp", "chair", "book", "car", "tree", "shoe",
 PLACES = ("on the left", "on the right", "near the door", "behind the box", "under the table", "beside the window")
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    """One Ray for all runs of this file: each is a job of its own, and Ray takes seconds to start."""
+    os.environ["OPENAI_API_KEY"] = KEY
+    running = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False})
+    yield running.address
+    running.shutdown()
+    del os.environ["OPENAI_API_KEY"]
+
+
 @pytest.fixture(autouse=True)
-def key(monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+def ray_address(cluster, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
 
 
 def make_dataset(folder: Path, pairs: int, labelled: int = 0, name: str = "asked") -> Dataset:
@@ -109,6 +122,8 @@ def test_samples_carry_what_the_model_wrote_and_a_second_dataset_asks_nothing_ne
         assert len(server.requests) == 52
     told = capfd.readouterr()
     assert KEY not in told.out + told.err
+    assert sum(row["cache_hits"] for row in ledger(tmp_path / "second")) == 52
+    assert "cache_hits" in told.out
     assert_nowhere(KEY, tmp_path)
     assert_nowhere(KEY, Path("/tmp/ray/session_latest").resolve() / "logs")
 
@@ -250,3 +265,18 @@ def test_batch_mode_asks_nothing_live_and_costs_half(tmp_path, monkeypatch):
     assert sum(row["requests"] for row in rows) == 52
     full = sum(row["input_tokens"] * 1.0 + row["output_tokens"] * 2.0 for row in rows) / 1e6
     assert sum(row["money"] for row in rows) == pytest.approx(full / 2)
+
+
+def test_rejects_of_an_expert_are_tried_again_without_the_endpoint(tmp_path, monkeypatch):
+    dataset = make_dataset(tmp_path / "data", 20)
+    Image.new("RGB", (96, 64), DEADLY).save(tmp_path / "data" / "images" / "000.png")
+    with serve(play, key=KEY) as server:
+        command = arguments(dataset, server.base_url, tmp_path / "run")
+        profile = Path(command[4])
+        profile.write_text(profile.read_text().replace("killing_expert", "raising_expert"))
+        assert main(command) == 1
+        assert set(read(str(tmp_path / "run"), "rejects").stage) == {"ground"}
+        paid = len(server.requests)
+        monkeypatch.setenv("OPENAI_API_KEY", "another")
+        assert main([*command, "--retry-rejects"]) == 1
+        assert len(server.requests) == paid

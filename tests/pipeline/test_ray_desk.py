@@ -71,3 +71,14 @@ def test_a_desk_that_is_gone_ends_the_run(tmp_path):
     ray.kill(handle)
     with pytest.raises(RunFailed, match="desk of the language model is gone"):
         asyncio.run(RayDesk(handle, "one").claim(question("a").key))
+
+
+def test_a_desk_that_fails_ends_the_run_and_costs_no_row():
+    class FullDisk:
+        def claim(self, *arguments):
+            raise OSError("no space left on device")
+
+    handle = ray.remote(FullDisk).options(num_cpus=0).remote()
+    with pytest.raises(RunFailed, match="desk of the language model failed: OSError: no space left") as failed:
+        asyncio.run(RayDesk(handle, "one").claim(question("a").key))
+    assert len(str(failed.value).splitlines()) == 1

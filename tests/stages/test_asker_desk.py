@@ -163,7 +163,7 @@ def test_the_desk_is_told_the_bytes_of_text_and_the_patches_of_the_image():
     with serve(lambda request: "hello") as server:
         ask(server, question("é"), question("é", image=b"12345678"), desk=desk, image_pixels=336 * 336)
     plain = len("Reply as JSON.") + 2
-    assert desk.sizes == [plain, plain + 576]
+    assert desk.sizes == [plain, plain + 336 * 336 // 8]
 
 
 def test_a_spent_budget_ends_the_question_before_it_is_sent():
