@@ -34,14 +34,14 @@ def cluster():
     """One Ray for all runs of this file: each is a job of its own, and Ray takes seconds to start."""
     os.environ["OPENAI_API_KEY"] = KEY
     running = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False})
-    yield running.address
+    yield running.head_node
     running.shutdown()
     del os.environ["OPENAI_API_KEY"]
 
 
 @pytest.fixture(autouse=True)
 def ray_address(cluster, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", cluster)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
 
 
 def make_dataset(folder: Path, pairs: int, labelled: int = 0, name: str = "asked") -> Dataset:
@@ -94,7 +94,7 @@ def ledger(output: Path) -> list[dict]:
     return json.loads((output / "run.json").read_text())["ledger"]
 
 
-def test_samples_carry_what_the_model_wrote_and_a_second_dataset_asks_nothing_new(tmp_path, capfd):
+def test_samples_carry_what_the_model_wrote_and_a_second_dataset_asks_nothing_new(cluster, tmp_path, capfd):
     dataset = make_dataset(tmp_path / "one", 40, labelled=12)
     price = {"input": 1.0, "output": 2.0}
     with serve(play) as server:
@@ -125,7 +125,7 @@ def test_samples_carry_what_the_model_wrote_and_a_second_dataset_asks_nothing_ne
     assert sum(row["cache_hits"] for row in ledger(tmp_path / "second")) == 52
     assert "cache_hits" in told.out
     assert_nowhere(KEY, tmp_path)
-    assert_nowhere(KEY, Path("/tmp/ray/session_latest").resolve() / "logs")
+    assert_nowhere(KEY, Path(cluster.get_session_dir_path()) / "logs")
 
 
 def assert_nowhere(secret: str, folder: Path) -> None:
