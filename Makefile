@@ -22,7 +22,7 @@ bench: .venv/ready
 	@$(IVM_MIX) bench --profile "$(or $(PROFILE),$$($(BIN)/python tests/bench_profile.py build/bench))"
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

@@ -1,11 +1,15 @@
 """What everything that asks an OpenAI-compatible endpoint shares: where it is, its key, and how a refusal is said."""
 
 import os
+from typing import TYPE_CHECKING
 
-import openai
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    # Every process of a run reads this file, and the client alone takes longer to import than the rest together.
+    import openai
 
 _NO_CREDIT = "insufficient_quota"
 NO_KEY = "no-key"
@@ -45,12 +49,12 @@ def read_key(variable: str) -> str:
     return key or NO_KEY
 
 
-def no_credit(error: openai.APIStatusError) -> bool:
+def no_credit(error: "openai.APIStatusError") -> bool:
     """Whether the account cannot pay, which no later try will change: HTTP 402, or OpenAI's code beside a 429."""
     return error.status_code == 402 or (error.status_code == 429 and _NO_CREDIT in (error.code, error.type))
 
 
-def refusal(endpoint: EndpointOptions, error: openai.APIStatusError) -> str:
+def refusal(endpoint: EndpointOptions, error: "openai.APIStatusError") -> str:
     """Why an endpoint that answers 401, 403 or 404 will never answer otherwise, and what to mend."""
     status = error.status_code
     if status == 404:

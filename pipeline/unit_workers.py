@@ -11,16 +11,15 @@ from pipeline import schemas, units
 from pipeline.config import load_expert
 from pipeline.errors import BadImage
 from pipeline.parts import RunSpec
-from pipeline.ray_desk import RayDesk
 from pipeline.store import DISCRIMINATOR, RunStore, plan_file, table_file
 from pipeline.units import CANDIDATES_PREFIX
 from pipeline.worker import Shard, UnitWorker
-from stages.asker import EndpointAsker
 from stages.base import Output, Row
 from stages.discriminator import Discriminator
 from stages.ground import Ground
 from stages.instruct import Instruct
 from stages.label import Label
+from stages.llm import Asker
 from stages.load import Load, read_images
 from stages.score import Score
 
@@ -126,8 +125,12 @@ class LabelWorker(UnitWorker):
         return self.label.run(items, candidates, scores, shard.encoded)
 
 
-def llm_asker(spec: RunSpec) -> EndpointAsker:
+def llm_asker(spec: RunSpec) -> Asker:
     """What asks the run's language model, for the worker that calls this."""
+    # Imported here because it brings the client of the endpoint, which other workers have no reason to wait for.
+    from pipeline.ray_desk import RayDesk
+    from stages.asker import EndpointAsker
+
     # Ray keeps an actor's id when it starts it again.
     worker = ray.get_runtime_context().get_actor_id()
     assert spec.profile.instruct.llm and worker

@@ -152,12 +152,12 @@ def train(found: Sequence[Example], config: DiscriminatorConfig, folder: Path) -
         The metrics, all out-of-fold, see `_metrics`; or None, and nothing is written, where the labelled images are
         so few that a fold would be left without human or machine masks to train on.
     """
-    from stages.discriminator_model import fit
-
     folds = np.array([fold_of(example.image, config.folds) for example in found])
     human, machine = _sides(found)
     if not all(human[folds != fold].any() and machine[folds != fold].any() for fold in range(config.folds)):
         return None
+    from stages.discriminator_model import fit
+
     figures = np.stack([example.figures for example in found])
     text = np.array([example.instruction for example in found], dtype=object)
     iou = np.array([example.iou for example in found])

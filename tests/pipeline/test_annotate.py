@@ -151,6 +151,7 @@ def test_the_same_command_again_changes_nothing_and_starts_no_ray(finished, caps
     assert "24 pairs, 0 rejected" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("on_cluster")
 def test_a_new_expert_runs_alone_and_other_files_stay(finished, tmp_path):
     dataset, run = copy_of(finished, tmp_path)
     before = checksums(run)
@@ -172,6 +173,7 @@ def test_a_new_expert_runs_alone_and_other_files_stay(finished, tmp_path):
     assert any(name.startswith("candidates/expert=saliency/") for name in after)
 
 
+@pytest.mark.usefixtures("on_cluster")
 def test_a_changed_simplifier_is_refused_by_name_and_update_redoes_it(finished, tmp_path, capsys):
     dataset, run = copy_of(finished, tmp_path)
     before = checksums(run)
@@ -187,6 +189,7 @@ def test_a_changed_simplifier_is_refused_by_name_and_update_redoes_it(finished, 
     assert set(rows(run, "samples").phrases.map(lambda phrases: phrases[0][:4])) == {"the "}
 
 
+@pytest.mark.usefixtures("on_cluster")
 def test_an_expert_taken_out_leaves_nothing_behind_after_update(finished, tmp_path, capsys):
     dataset, run = copy_of(finished, tmp_path)
     fewer = profile(tmp_path, experts={"regions": PROFILE["experts"]["regions"]})
@@ -196,6 +199,7 @@ def test_an_expert_taken_out_leaves_nothing_behind_after_update(finished, tmp_pa
     assert set(pd.read_parquet(run / "candidates").expert) == {"regions"}
 
 
+@pytest.mark.usefixtures("on_cluster")
 def test_a_grown_manifest_redoes_only_shards_that_changed(finished, tmp_path, capsys):
     dataset, run = copy_of(finished, tmp_path)
     grown = type(dataset)(dataset.folder, [*dataset.lines, {"image": "00.png", "instruction": "the left square"}])
@@ -214,6 +218,7 @@ def test_a_grown_manifest_redoes_only_shards_that_changed(finished, tmp_path, ca
     }
 
 
+@pytest.mark.usefixtures("on_cluster")
 def test_fresh_starts_over(finished, tmp_path):
     dataset, run = copy_of(finished, tmp_path)
     assert main(arguments(dataset, run, profile(tmp_path), "--fresh", "--limit", "4")) == 0

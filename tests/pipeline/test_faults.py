@@ -11,7 +11,7 @@ from pipeline.cli import main
 from pipeline.frames import read
 from tests.helpers.killing_expert import DEADLY
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("on_cluster")]
 
 EXPERTS = {
     "killer": {"expert": "tests.helpers.killing_expert", "pool": {"cpus": 0.5}},

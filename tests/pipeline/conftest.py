@@ -1,0 +1,55 @@
+"""A Ray that the tests of whole runs share."""
+
+import os
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+KEY = "sk-test-1234567890abcdef"
+
+_HOLD = """
+import sys
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False})
+print("ready", cluster.address, cluster.head_node.get_session_dir_path(), flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+class Head(NamedTuple):
+    """A head node: its `address`, and its `session` folder with the logs."""
+
+    address: str
+    session: str
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """One head node for all runs of a test process, each a job of its own: Ray takes seconds to start.
+
+    `KEY` is the API key in its workers' environment, as on a cluster whose nodes have it. It is held by a process of
+    its own, because a test that starts and ends a local Ray would end this one with it.
+    """
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"OPENAI_API_KEY": KEY},
+    )
+    assert holder.stdin and holder.stdout
+    words = next(line for line in holder.stdout if line.startswith("ready")).split()
+    yield Head(*words[1:])
+    holder.stdin.close()
+    holder.wait(timeout=60)
+
+
+@pytest.fixture
+def on_cluster(cluster, monkeypatch):
+    """Commands of this test run on the shared cluster, others start a Ray of their own."""
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
