@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import settings
 from PIL import Image
+
+# How long an example takes is up to what else the machine does.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 COLOURS = {"red": (205, 35, 40), "green": (40, 150, 60), "blue": (40, 70, 200), "yellow": (235, 205, 50)}
 

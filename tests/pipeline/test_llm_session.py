@@ -21,7 +21,7 @@ def spec_of(output, answers):
 def test_a_folder_of_answers_is_relative_to_where_the_command_runs(tmp_path, monkeypatch):
     store = RunStore(str(tmp_path / "run"))
     store.write_json(RUN_FILE, {})
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         # As a cluster, which was started in another folder.
         monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -75,8 +76,11 @@ def test_a_lease_cut_short_is_nobodys(store):
         assert live_holder(store)["pid"] == os.getpid()
 
 
-def test_a_run_that_lost_its_lease_stops_and_leaves_the_other_be(store, monkeypatch, capsys):
+def test_a_run_that_lost_its_lease_stops_and_leaves_the_other_be(store, monkeypatch, capsys, request):
     monkeypatch.setattr(lock, "RENEW_SECONDS", 0.05)
+    # The processes of pytest-xdist ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt), RunLock(store):
         for _ in range(50):
             # The renewer may just have looked, and write over it.

@@ -15,7 +15,7 @@ SAID = Answer("a cup", "stop", None, 100, 20)
 
 @pytest.fixture(scope="module", autouse=True)
 def session():
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
