@@ -17,6 +17,8 @@ from pipeline.masks import mask_iou
 _SMALLEST, _LARGEST = 0.0015, 0.6
 """Shares of the image outside which a region is taken for noise or for the scene itself."""
 _LEVELS = (0.6, 0.35, 0.15)
+_AROUND = 4
+"""Width in working pixels of the surroundings that a region is told from."""
 _LEAST = 0.05
 """Quality or score under which a region is no candidate."""
 _ASSUMED, _UNCOLOURED = 0.7, 0.5
@@ -122,14 +124,22 @@ class _Scene:
         return self._parts
 
     def _region(self, mask: np.ndarray, share: np.ndarray | None) -> _Region:
-        rows, columns = np.nonzero(mask)
-        around = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool) & ~mask
+        # Regions are many and small: only the surroundings of each are looked at.
+        left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+        above, before = max(0, top - _AROUND), max(0, left - _AROUND)
+        window = np.s_[above : top + height + _AROUND, before : left + width + _AROUND]
+        inside = mask[window]
+        kernel = np.ones((2 * _AROUND + 1, 2 * _AROUND + 1), np.uint8)
+        around = cv2.dilate(inside.astype(np.uint8), kernel).astype(bool) & ~inside
         if share is None:
-            contrast = np.linalg.norm(self._lab[mask].mean(0) - self._lab[around].mean(0))
+            lab = self._lab[window]
+            contrast = np.linalg.norm(lab[inside].mean(0) - lab[around].mean(0))
             distinct = float(1 - np.exp(-contrast / 12))
         else:
-            distinct = float(share[mask].mean() * (1 - share[around].mean()))
-        centre = (float(columns.mean()) / mask.shape[1], float(rows.mean()) / mask.shape[0])
+            near = share[window]
+            distinct = float(near[inside].mean() * (1 - near[around].mean()))
+        rows, columns = np.nonzero(inside)
+        centre = (float((columns + before).mean()) / mask.shape[1], float((rows + above).mean()) / mask.shape[0])
         return _Region(mask, distinct * _objectness(mask), centre)
 
 
