@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command == "status":
             print_status(options["run"])
             return 0
+        if command == "evaluate":
+            return _evaluate(**options)
         if command == "experts":
             return _experts(**options)
         return _bench(**options)
@@ -50,6 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nivm-mix: interrupted; {_RESUMES}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _evaluate(run: str) -> int:
+    # Imported here because it brings Ray and scikit-learn, which take seconds.
+    from pipeline.evaluate import evaluate
+
+    evaluate(run)
+    return 0
 
 
 def _experts(check: bool, profile: str) -> int:
@@ -93,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="what a run holds and whether it is live, from its files alone")
     status.add_argument("run", metavar="RUN", help="the run's folder or URI")
+
+    evaluation = commands.add_parser("evaluate", help="how good a run's masks and scores are, on its labelled pairs")
+    evaluation.add_argument("run", metavar="RUN", help="the run's folder or URI")
 
     experts = commands.add_parser("experts", help="the experts, what they need, and which are available")
     experts.add_argument("--check", action="store_true", help="load every expert of the profile, run it on one photo")

@@ -13,7 +13,8 @@ from pipeline.schemas import LABELLED
 from pipeline.store import DISCRIMINATOR, Marker, RunStore, marker_file, table_file
 from pipeline.unit_workers import of_pairs, read_candidates
 from pipeline.units import SAMPLES
-from stages.discriminator import Example, examples, train, training_pairs
+from stages.discriminator import train
+from stages.examples import Example, examples, training_pairs
 from stages.load import read_images
 
 
@@ -24,12 +25,16 @@ def train_discriminator(spec: RunSpec) -> None:
     config = spec.profile.discriminator
     parts = Parts(spec, store.marker)
     unit = parts.units[DISCRIMINATOR]
-    found = gather(spec, store, training_pairs(_labelled(spec, store), config))
-    store.delete_folder(DISCRIMINATOR)
+    found = gather(spec, store, training_pairs(_labelled(spec, store), config.max_pairs))
     written = {}
     with tempfile.TemporaryDirectory() as folder:
-        metrics = train(found, config, Path(folder))
-        for file in sorted(Path(folder).iterdir()):
+        # Folds that an interrupted training finished: `train` tells whether they are of these examples.
+        for name in store.files(DISCRIMINATOR):
+            if name.endswith(".safetensors"):
+                (Path(folder) / name).write_bytes(store.read(f"{DISCRIMINATOR}/{name}") or b"")
+        metrics = train(found, config, Path(folder), lambda file: _keep(store, file))
+        store.delete_folder(DISCRIMINATOR)
+        for file in sorted(Path(folder).iterdir()) if metrics else ():
             name = f"{DISCRIMINATOR}/{file.name}"
             written[name] = store.write(name, file.read_bytes())
     marker = Marker(
@@ -41,6 +46,10 @@ def train_discriminator(spec: RunSpec) -> None:
         seconds=round(time.monotonic() - started, 3),
     )
     store.write(marker_file(DISCRIMINATOR, 0), marker.model_dump_json(indent=2).encode())
+
+
+def _keep(store: RunStore, file: Path) -> None:
+    store.write(f"{DISCRIMINATOR}/{file.name}", file.read_bytes())
 
 
 def gather(spec: RunSpec, store: RunStore, pairs: set[str]) -> list[Example]:

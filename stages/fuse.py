@@ -9,6 +9,9 @@ import numpy as np
 
 from pipeline.masks import decode_heatmap, decode_rle
 from stages.base import Config, Row, group_by
+from stages.consensus import ConsensusRule, consensus
+
+Rule = Literal["mean", "score", "d", "quality", "best"] | ConsensusRule
 
 _LEAST_WEIGHT = 1e-6
 
@@ -16,11 +19,13 @@ _LEAST_WEIGHT = 1e-6
 class FusionConfig(Config):
     """How candidates become a label.
 
-    `mean`: each candidate has one vote; `d`, `quality`: its vote counts as much as its d or its predicted IoU;
-    `best`: the one of highest quality stands alone.
+    `mean`: each candidate has one vote; `score`, `d`, `quality`: its vote counts as much as its expert's score, its d
+    or its predicted IoU; `best`: the one of highest quality stands alone; `em`, `staple`: votes are binary, and who is
+    reliable is estimated from how they agree, see `stages.consensus`. `make evaluate` compares them on labelled pairs;
+    the default is the one that comes out best on the demo.
     """
 
-    rule: Literal["mean", "d", "quality", "best"] = "quality"
+    rule: Rule = "quality"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,15 +78,18 @@ def _votes(rows: Iterable[Row], scores: Mapping[str, Row], config: FusionConfig)
 
 
 def _weight(row: Row, scores: Mapping[str, Row], config: FusionConfig) -> float:
-    if config.rule == "mean":
+    if config.rule in ("mean", "em", "staple"):
         return 1.0
-    score = scores.get(row["candidate_id"], {}).get("d" if config.rule == "d" else "quality")
+    known = {} if config.rule == "score" else scores.get(row["candidate_id"], {})
+    score = known.get("d" if config.rule == "d" else "quality")
     return max(row["score"] if score is None else score, _LEAST_WEIGHT)
 
 
 def _tally(votes: Iterable[Fused], config: FusionConfig) -> Fused:
     if config.rule == "best":
         return max(votes, key=lambda vote: vote.weight)
+    if config.rule == "em" or config.rule == "staple":
+        return _agree(list(votes), config.rule)
     total: np.ndarray = np.zeros((), dtype=np.float32)
     weight, experts = 0.0, frozenset[str]()
     for vote in votes:
@@ -89,6 +97,13 @@ def _tally(votes: Iterable[Fused], config: FusionConfig) -> Fused:
         weight += vote.weight
         experts |= vote.experts
     return Fused(total / np.float32(weight), weight, experts)
+
+
+def _agree(votes: Sequence[Fused], rule: ConsensusRule) -> Fused:
+    if len(votes) == 1:
+        return votes[0]
+    heatmap = consensus([vote.mask for vote in votes], rule)
+    return Fused(heatmap, 1.0, frozenset().union(*(vote.experts for vote in votes)))
 
 
 def _union(parts: Sequence[Fused]) -> Fused:

@@ -80,7 +80,7 @@ class Label:
         }
         if self.discriminator is not None and pixels is not None:
             [score] = self.discriminator.score(sample["image"], pixels, sample["instruction"], [mask])
-            row |= {"d": score.d, "weight": self.weight.weight(score.d)}
+            row |= {"d": score.d, "weight": self.weight.weight(score.d, score.quality)}
         return row
 
     def _nothing(self, sample: Row) -> Row:

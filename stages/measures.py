@@ -1,4 +1,4 @@
-"""What the small discriminator sees of a mask: figures on its contrast, its edges, its shape and its place."""
+"""What the small discriminator sees of a mask: contrast, edges, shape, place, colours and look, as figures."""
 
 from itertools import pairwise
 
@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from pipeline.masks import mask_box
+from stages.appearance import COLOURS, Palette, look
 
 _SIDE = 96
 """Side in pixels of the square to which the mask's surroundings are resampled."""
@@ -17,25 +18,52 @@ _PROFILE = (-8.0, -4.0, -2.0, -1.0, 1.0, 2.0, 4.0, 8.0)
 """Limits of the bands along the outline, in pixels of signed distance, in which edges are measured."""
 
 
-def measure(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Figures of one mask on its image, float32, always as many and in the same order.
-
-    People outline objects: colours differ across a human mask's outline and not beyond it, image edges run along
-    it, and the shape is whole and smooth. The mask's box with some context is resampled to one size, whatever made
-    the mask, and contrast, edges and shape are measured there.
+class View:
+    """An image, seen for the measuring of masks on it.
 
     Args:
         pixels: uint8 RGB (height, width, 3).
-        mask: bool (height, width) with at least one pixel.
     """
-    colour, inside = _crop(pixels, mask)
-    background = (~inside).astype(np.uint8)
-    # OpenCV gives a huge distance where no pixel of the other kind exists.
-    depth = np.clip(cv2.distanceTransform(1 - background, cv2.DIST_L2, 3), 0, _SIDE) - np.clip(
-        cv2.distanceTransform(background, cv2.DIST_L2, 3), 0, _SIDE
-    )
-    figures = [*_contrast(colour, depth), *_edges(colour, depth), *_shape(inside), *_place(mask)]
-    return np.array(figures, dtype=np.float32)
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self._pixels, self._palette = pixels, Palette(pixels)
+
+    def measure(self, mask: np.ndarray) -> np.ndarray:
+        """Figures of one mask: float32, always as many and in the same order.
+
+        People outline objects: colours differ across a human mask's outline and not beyond it, image edges run along
+        it, and the shape is whole and smooth. The mask's box with some context is resampled to one size, whatever made
+        the mask, and contrast, edges and shape are measured there. Its colours and its look are for the words.
+
+        Args:
+            mask: bool (height, width) with at least one pixel.
+        """
+        colour, inside = _crop(self._pixels, mask)
+        background = (~inside).astype(np.uint8)
+        # OpenCV gives a huge distance where no pixel of the other kind exists.
+        depth = np.clip(cv2.distanceTransform(1 - background, cv2.DIST_L2, 3), 0, _SIDE) - np.clip(
+            cv2.distanceTransform(background, cv2.DIST_L2, 3), 0, _SIDE
+        )
+        plain = [*_place(mask), *_shape(inside), *_edges(colour, depth), *_contrast(colour, depth)]
+        parts = [np.array(plain, dtype=np.float32), self._palette.colours(mask).ravel(), look(self._pixels, mask)]
+        return np.concatenate(parts).astype(np.float32)
+
+
+STATISTICS = (6, 9, 10)
+"""Indices of the figures that see the mask alone: log area, length of the outline over root of the area, solidity."""
+_PLAIN = 72
+"""Figures on place, shape, edges and contrast, in this order; those on colours and look follow."""
+
+
+def colours_of(figures: np.ndarray) -> np.ndarray:
+    """The part of a mask's figures that `Palette.colours` made: float32 (4, colours)."""
+    return figures[_PLAIN : _PLAIN + 4 * len(COLOURS)].reshape(4, -1)
+
+
+def centre_of(figures: np.ndarray) -> tuple[float, float]:
+    """x and y of the centre of the mask's box, as shares of the image."""
+    x1, y1, x2, y2 = (float(side) for side in figures[:4])
+    return (x1 + x2) / 2, (y1 + y2) / 2
 
 
 def _crop(pixels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -50,7 +50,7 @@ class Score:
             | {
                 "d": score.d,
                 "quality": score.quality,
-                "weight": self.weight.weight(score.d),
+                "weight": self.weight.weight(score.d, score.quality),
                 "fold": score.fold,
                 "discriminator": discriminator.id,
             }

@@ -46,6 +46,7 @@ def sample(uuid: str, image: str, instruction: str, human: np.ndarray | None) ->
     """The columns of a sample row that scoring and labelling read."""
     return {
         "uuid": uuid,
+        "source": "drawn",
         "image": image,
         "width": WIDTH,
         "height": HEIGHT,

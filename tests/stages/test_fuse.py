@@ -1,3 +1,5 @@
+from typing import Literal
+
 import numpy as np
 import pytest
 from drawn_shard import candidate
@@ -9,7 +11,7 @@ from stages.base import Row
 from stages.fuse import FusionConfig, fuse
 
 INSTRUCTION = "put the cup on the plate"
-RULES = ["mean", "d", "quality", "best"]
+RULES = ["mean", "score", "d", "quality", "best", "em", "staple"]
 
 
 def _mask(*columns: int) -> np.ndarray:
@@ -53,6 +55,19 @@ def test_the_rule_d_votes_by_d_and_the_rule_quality_by_quality() -> None:
     }
     assert _columns(fuse(INSTRUCTION, [LEFT, RIGHT], scores, FusionConfig(rule="d")).mask) == [0, 1, 2]
     assert _columns(fuse(INSTRUCTION, [LEFT, RIGHT], scores, FusionConfig(rule="quality")).mask) == [7, 8]
+
+
+def test_the_rule_score_votes_by_the_experts_scores_whatever_the_discriminator_says() -> None:
+    sure, unsure = LEFT | {"score": 0.9}, RIGHT | {"score": 0.2}
+    fused = fuse(INSTRUCTION, [sure, unsure], _scores((sure, 0.1), (unsure, 0.9)), FusionConfig(rule="score"))
+    assert _columns(fused.mask) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("rule", ["em", "staple"])
+def test_two_raters_that_agree_outvote_a_third_that_is_elsewhere(rule: Literal["em", "staple"]) -> None:
+    fused = fuse(INSTRUCTION, [LEFT, LEFT | {"expert": "b"}, RIGHT], {}, FusionConfig(rule=rule))
+    assert _columns(fused.mask) == [0, 1, 2]
+    assert fused.experts == {"a", "b", "c"}
 
 
 def test_best_takes_the_one_candidate_of_highest_quality_and_names_its_expert() -> None:

@@ -8,7 +8,8 @@ from pipeline.images import decode_image
 from pipeline.masks import decode_heatmap, decode_rle, encode_heatmap
 from pipeline.schemas import LABELS, UNLABELLED, to_table
 from stages.base import Row
-from stages.discriminator import Discriminator, DiscriminatorConfig, examples, train
+from stages.discriminator import Discriminator, DiscriminatorConfig, train
+from stages.examples import examples
 from stages.fuse import FusionConfig
 from stages.label import Label
 from stages.score import Score
@@ -82,6 +83,21 @@ def test_an_unlabelled_pairs_label_is_fused_and_its_d_is_of_the_fused_mask(
         assert row["d"] == pytest.approx(score.d, abs=1e-6)
         assert np.float32(row["weight"]) == np.clip(np.float32(row["d"]), np.float32(0.1), np.float32(0.9))
         assert row["area"] == pytest.approx(mask.mean())
+
+
+def test_rule_quality_weighs_a_fused_label_by_the_predicted_iou_of_its_own_mask(
+    shard: Shard, scores: list[Row], discriminator: Discriminator
+) -> None:
+    samples, candidates, encoded = shard
+    label = Label(discriminator, WeightConfig(rule="quality"), FusionConfig())
+    pair, row = next(
+        (pair, row)
+        for pair, row in zip(samples, label.run(samples, candidates, scores, encoded).rows, strict=True)
+        if row["kind"] == "machine"
+    )
+    pixels = decode_image(encoded[pair["image"]])
+    [score] = discriminator.score(pair["image"], pixels, pair["instruction"], [decode_rle(row["mask"])])
+    assert row["weight"] == pytest.approx(score.quality, abs=1e-6) != pytest.approx(score.d, abs=1e-3)
 
 
 def test_pairs_for_which_no_expert_found_anything_weigh_nothing(shard: Shard, label: Label) -> None:

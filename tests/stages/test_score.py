@@ -4,7 +4,8 @@ from drawn_shard import draw_shard
 
 from pipeline.schemas import SCORES, to_table
 from stages.base import Row
-from stages.discriminator import Discriminator, DiscriminatorConfig, examples, fold_of, train
+from stages.discriminator import Discriminator, DiscriminatorConfig, train
+from stages.examples import examples, fold_of
 from stages.score import Score
 from stages.weights import WeightConfig
 
@@ -38,11 +39,21 @@ def test_stored_weight_is_the_clip_of_stored_d_bit_by_bit(shard: Shard, discrimi
     assert table["d"].between(0, 1).all() and table["quality"].between(0, 1).all()
 
 
+@pytest.mark.parametrize("rule", ["affine", "identity", "posterior", "odds", "quality"])
+def test_stored_weight_is_the_rule_of_stored_d_and_quality_bit_by_bit(
+    shard: Shard, discriminator: Discriminator, rule: str
+) -> None:
+    config = WeightConfig(rule=rule)
+    table = to_table(Score(discriminator, config).run(*shard).rows, SCORES).to_pandas()
+    again = [config.weight(d, quality) for d, quality in zip(table["d"], table["quality"], strict=True)]
+    assert (table["weight"] == np.array(again, dtype=np.float32)).all()
+
+
 def test_rows_name_the_discriminator_and_the_fold_of_their_image(shard: Shard, discriminator: Discriminator) -> None:
     image = {row["uuid"]: row["image"] for row in shard[0]}
     rows = Score(discriminator, WeightConfig()).run(*shard).rows
     assert {row["discriminator"] for row in rows} == {discriminator.id}
-    assert all(row["fold"] == fold_of(image[row["uuid"]], 3) for row in rows)
+    assert all(row["fold"] == fold_of(image[row["uuid"]], len(discriminator.nets)) for row in rows)
 
 
 def test_without_a_discriminator_everything_is_null_and_no_image_is_needed(shard: Shard) -> None:

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from stages.appearance import COLOURS, Palette, look
+from stages.wording import FITS, WORDS, disjoint, read_instruction
+
+RED = np.array([224, 32, 32], dtype=np.uint8)
+MIDDLE = (0.5, 0.5)
+
+
+def _scene() -> tuple[np.ndarray, np.ndarray]:
+    """A red square on grey, and its mask."""
+    pixels, mask = np.full((90, 120, 3), 136, np.uint8), np.zeros((90, 120), dtype=bool)
+    mask[30:60, 40:70] = True
+    pixels[mask] = RED
+    return pixels, mask
+
+
+def test_a_mask_is_of_the_colour_that_it_covers_and_of_no_other() -> None:
+    pixels, mask = _scene()
+    inside, around, recall, overlap = Palette(pixels).colours(mask)[:, COLOURS.index("red")]
+    assert min(inside, recall, overlap) > 0.8
+    assert around < 0.2
+    assert Palette(pixels).colours(mask)[0, COLOURS.index("blue")] < 0.05
+
+
+def test_an_instruction_with_the_masks_colour_fits_better_than_with_another() -> None:
+    pixels, mask = _scene()
+    colours = Palette(pixels).colours(mask)
+    red, blue = (read_instruction(f"pick up the {name} cup").fit(colours, MIDDLE) for name in ("red", "blue"))
+    assert red.shape == (FITS,)
+    assert red.dtype == np.float32
+    assert red[2] > blue[2] + 0.5
+
+
+def test_a_word_of_place_is_held_against_the_masks_centre() -> None:
+    colours = np.zeros((4, len(COLOURS)), dtype=np.float32)
+    read = read_instruction("the cup on the left")
+    assert read.fit(colours, (0.1, 0.5))[7] < read.fit(colours, (0.9, 0.5))[7]
+
+
+def test_instructions_are_disjoint_if_no_target_shares_a_word() -> None:
+    assert disjoint(read_instruction("the red apple"), read_instruction("pick up the banana"))
+    assert not disjoint(read_instruction("the red apple"), read_instruction("count the apples"))
+
+
+@pytest.mark.parametrize("text", ["", "...", "What is happening here?", "木", "the cup " * 400])
+def test_any_text_can_be_read(text: str) -> None:
+    read = read_instruction(text)
+    assert read.words.shape == (WORDS,)
+    assert np.isfinite(read.fit(np.zeros((4, len(COLOURS)), dtype=np.float32), MIDDLE)).all()
+
+
+def test_the_look_of_a_mask_does_not_change_with_its_place_or_colour_but_with_its_shape() -> None:
+    pixels, mask = _scene()
+    moved, moved_mask = np.roll(pixels, 30, axis=1), np.roll(mask, 30, axis=1)
+    notched = mask.copy()
+    rows, columns = np.nonzero(mask)
+    notched[rows.min() : (rows.min() + rows.max()) // 2, columns.min() : (columns.min() + columns.max()) // 2] = False
+    assert np.allclose(look(pixels, mask), look(moved, moved_mask))
+    assert not np.allclose(look(pixels, mask), look(pixels, notched), atol=0.1)
