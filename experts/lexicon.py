@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import cv2
 import numpy as np
@@ -145,18 +146,38 @@ _SPREAD = 11.0
 """CIELAB distance by which a colour still counts as its prototype's."""
 
 
-def colour_shares(lab: np.ndarray) -> dict[str, np.ndarray]:
-    """For each colour word, float32 (height, width) in [0, 1]: how far each pixel is that colour and no other.
+def colour_share(rgb: np.ndarray, colours: Sequence[str]) -> np.ndarray:
+    """How far each pixel of uint8 RGB (height, width, 3) is one of the colours and no other: float32 (height, width)
+    in [0, 1].
 
-    A soft nearest prototype: Gaussian kernels about `PROTOTYPES` in CIELAB, normalised over the colours.
+    A soft nearest prototype: Gaussian kernels about `PROTOTYPES` in CIELAB, normalised over the colours. Looked up to
+    a precision of 8 grey levels, well under the kernels' width.
     """
+    named = [list(PROTOTYPES).index(colour) for colour in colours]
+    return _look_up(np.minimum(_share_table()[..., named].sum(-1), 1), rgb)
+
+
+def colour_shares(rgb: np.ndarray) -> np.ndarray:
+    """The same of each colour of `PROTOTYPES` alone: float32 (height, width, colours); they sum to 1."""
+    return _look_up(_share_table(), rgb)
+
+
+def _look_up(table: np.ndarray, rgb: np.ndarray) -> np.ndarray:
+    red, green, blue = np.moveaxis(rgb >> 3, -1, 0)
+    return table[red, green, blue]
+
+
+@cache
+def _share_table() -> np.ndarray:
+    """Shares of all colours, float32 (32, 32, 32, colours), by the upper five bits of R, G and B."""
     points, owners = _prototypes()
-    flat = lab.reshape(-1, 3)
-    squared = (flat**2).sum(1)[:, None] - 2 * flat @ points.T + (points**2).sum(1)
-    nearest = np.stack([squared[:, owners == k].min(1) for k in range(len(PROTOTYPES))])
-    weights = np.exp((nearest.min(0) - nearest) / (2 * _SPREAD**2))
-    shares = (weights / weights.sum(0)).astype(np.float32).reshape(-1, *lab.shape[:2])
-    return dict(zip(PROTOTYPES, shares, strict=True))
+    levels = np.arange(4, 256, 8, dtype=np.uint8)
+    rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1)
+    lab = to_lab(rgb.reshape(1, -1, 3))[0]
+    squared = (lab**2).sum(1)[:, None] - 2 * lab @ points.T + (points**2).sum(1)
+    nearest = np.stack([squared[:, owners == k].min(1) for k in range(len(PROTOTYPES))], axis=-1)
+    weights = np.exp((nearest.min(1, keepdims=True) - nearest) / (2 * _SPREAD**2))
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32).reshape(*rgb.shape[:3], -1)
 
 
 def word_fit(words: Words, areas: Sequence[float], centres: Sequence[tuple[float, float]]) -> np.ndarray:

@@ -3,16 +3,16 @@
 import cv2
 import numpy as np
 
-WORK_SIDE = 320
+WORK_SIDE = 256
 """Long side in pixels at which the embedded experts look at an image."""
 MIN_SIDE = 16
 """Shortest side, at working size, that leaves anything to be segmented."""
 
 
-def shrink(image: np.ndarray) -> np.ndarray | None:
-    """uint8 RGB (height, width, 3) with its long side at most `WORK_SIDE`; None if too small or thin to segment."""
+def shrink(image: np.ndarray, side: int = WORK_SIDE) -> np.ndarray | None:
+    """uint8 RGB (height, width, 3) with its long side at most `side` pixels; None if too small or thin to segment."""
     height, width = image.shape[:2]
-    scale = min(1.0, WORK_SIDE / max(height, width))
+    scale = min(1.0, side / max(height, width))
     small = (round(width * scale), round(height * scale))
     if min(small) < MIN_SIDE:
         return None
@@ -55,7 +55,7 @@ def refine(small: np.ndarray, rough: np.ndarray) -> np.ndarray:
     cv2.setRNGSeed(0)
     foreground, background = np.zeros((1, 65)), np.zeros((1, 65))
     crop = np.ascontiguousarray(small[top:bottom, left:right, ::-1])
-    cv2.grabCut(crop, trimap, (0, 0, 0, 0), background, foreground, 2, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(crop, trimap, (0, 0, 0, 0), background, foreground, 1, cv2.GC_INIT_WITH_MASK)
     cut = np.zeros_like(rough)
     cut[top:bottom, left:right] = tidy(np.isin(trimap, (cv2.GC_FGD, cv2.GC_PR_FGD)))
     overlap = (cut & rough).sum() / max(1, (cut | rough).sum())

@@ -1,23 +1,23 @@
 """Expert `regions`: parts of the image that have the colour, size or position that a phrase names."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 
 import cv2
 import numpy as np
 from pydantic import Field
-from skimage.segmentation import felzenszwalb
 
 from experts.base import Candidate, Expert, ExpertOptions, Request
-from experts.lexicon import DIRECTIONS, Words, colour_shares, read_phrase, to_lab, word_fit
+from experts.lexicon import DIRECTIONS, Words, colour_share, read_phrase, to_lab, word_fit
 from experts.refine import enlarge, refine, shrink, tidy
 from pipeline.masks import mask_iou
 
 _SMALLEST, _LARGEST = 0.0015, 0.6
 """Shares of the image outside which a region is taken for noise or for the scene itself."""
 _LEVELS = (0.6, 0.35, 0.15)
-_AROUND = 4
+_AROUND = 3
 """Width in working pixels of the surroundings that a region is told from."""
 _LEAST = 0.05
 """Quality or score under which a region is no candidate."""
@@ -48,7 +48,7 @@ class Regions(Expert):
 
     @classmethod
     def version(cls, options: ExpertOptions) -> str:
-        return f"regions-1+opencv-{cv2.__version__}+skimage-{version('scikit-image')}"
+        return f"regions-2+opencv-{cv2.__version__}+skimage-{version('scikit-image')}"
 
     def ground(self, image: np.ndarray, requests: Sequence[Request]) -> list[list[Candidate]]:
         read = [[(phrase, read_phrase(phrase)) for phrase in request.phrases] for request in requests]
@@ -59,7 +59,7 @@ class Regions(Expert):
         found = []
         for phrases in read:
             candidates = [
-                Candidate(enlarge(scene.refined(region), *image.shape[:2]), score, phrase)
+                Candidate(enlarge(scene.refined(region.part), *image.shape[:2]), score, phrase)
                 for phrase, words in phrases
                 if _applies(words)
                 for region, score in _ranked(scene, words, self.options.candidates)
@@ -75,13 +75,27 @@ def _applies(words: Words) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class _Region:
-    """`mask` bool at working size; `quality` in [0, 1] how much it looks like one object of the colour;
-    `centre` x, y as shares of width and height."""
+class _Part:
+    """A part of the image: `mask` bool at working size; `inside` and `around`, uint8, the part and its surroundings
+    within the `window` that holds both; `centre` x, y as shares of width and height; `area` as a share of the image;
+    `objectness` in [0, 1] how much it looks like one object: compact, neither tiny nor most of the image, not along
+    the image's border."""
 
     mask: np.ndarray
-    quality: float
+    window: tuple[slice, slice]
+    inside: np.ndarray
+    around: np.ndarray
     centre: tuple[float, float]
+    area: float
+    objectness: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Region:
+    """A part with a `quality` in [0, 1]: how much it looks like one object of the colour."""
+
+    part: _Part
+    quality: float
 
 
 class _Scene:
@@ -89,84 +103,84 @@ class _Scene:
 
     def __init__(self, small: np.ndarray) -> None:
         self._small = small
-        self._lab = to_lab(cv2.bilateralFilter(small, 5, 25, 3))
-        self._shares: dict[str, np.ndarray] = {}
+        self._smooth = cv2.bilateralFilter(small, 5, 25, 3)
+        self._lab = to_lab(self._smooth)
         self._regions: dict[tuple[str, ...], list[_Region]] = {}
-        self._refined: dict[_Region, np.ndarray] = {}
-        self._parts: list[np.ndarray] | None = None
+        self._refined: dict[_Part, np.ndarray] = {}
 
     def regions(self, colours: tuple[str, ...]) -> list[_Region]:
+        """Those of at least the least quality."""
         if colours not in self._regions:
-            self._regions[colours] = self._coloured(colours) if colours else self._uncoloured()
+            found = self._coloured(colours) if colours else self._uncoloured()
+            self._regions[colours] = [region for region in found if region.quality >= _LEAST]
         return self._regions[colours]
 
-    def refined(self, region: _Region) -> np.ndarray:
-        if region not in self._refined:
-            self._refined[region] = refine(self._small, region.mask)
-        return self._refined[region]
+    def refined(self, part: _Part) -> np.ndarray:
+        if part not in self._refined:
+            self._refined[part] = refine(self._small, part.mask)
+        return self._refined[part]
 
-    def _coloured(self, colours: tuple[str, ...]) -> list[_Region]:
-        self._shares = self._shares or colour_shares(self._lab)
-        # Of several colours ("red and white") a pixel has one or another.
-        share = cv2.GaussianBlur(np.sum([self._shares[name] for name in colours], axis=0), (0, 0), 1.0)
+    def _coloured(self, colours: tuple[str, ...]) -> Iterator[_Region]:
+        share = cv2.GaussianBlur(colour_share(self._smooth, colours), (0, 0), 1.0)
         # People call a shaded or tinted object by its colour all the same: the looser levels keep it in one piece.
         levels = [cv2.connectedComponents((share > level).astype(np.uint8), connectivity=4)[1] for level in _LEVELS]
-        masks = [mask for labels in levels for mask in _masks(labels, 1)] + self._segments()
-        return [self._region(mask, share) for mask in masks]
+        for part in [*(part for labels in levels for part in _parts(labels, 1)), *self._segments]:
+            near = share[part.window]
+            distinct = cv2.mean(near, part.inside)[0] * (1 - cv2.mean(near, part.around)[0])
+            yield _Region(part, distinct * part.objectness)
 
-    def _uncoloured(self) -> list[_Region]:
-        return [self._region(mask, None) for mask in self._segments()]
+    def _uncoloured(self) -> Iterator[_Region]:
+        for part in self._segments:
+            lab = self._lab[part.window]
+            contrast = np.linalg.norm(np.subtract(cv2.mean(lab, part.inside), cv2.mean(lab, part.around)))
+            yield _Region(part, float(1 - np.exp(-contrast / 12)) * part.objectness)
 
-    def _segments(self) -> list[np.ndarray]:
-        if self._parts is None:
-            labels = felzenszwalb(self._lab / 100, scale=150, sigma=0.8, min_size=80, channel_axis=2)
-            self._parts = list(_masks(labels, 0))
-        return self._parts
+    @cached_property
+    def _segments(self) -> list[_Part]:
+        # Here, because the command reads this module only to check the expert's options, and this takes a second.
+        from skimage.segmentation import felzenszwalb
 
-    def _region(self, mask: np.ndarray, share: np.ndarray | None) -> _Region:
-        # Regions are many and small: only the surroundings of each are looked at.
-        left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
-        above, before = max(0, top - _AROUND), max(0, left - _AROUND)
-        window = np.s_[above : top + height + _AROUND, before : left + width + _AROUND]
-        inside = mask[window]
-        kernel = np.ones((2 * _AROUND + 1, 2 * _AROUND + 1), np.uint8)
-        around = cv2.dilate(inside.astype(np.uint8), kernel).astype(bool) & ~inside
-        if share is None:
-            lab = self._lab[window]
-            contrast = np.linalg.norm(lab[inside].mean(0) - lab[around].mean(0))
-            distinct = float(1 - np.exp(-contrast / 12))
-        else:
-            near = share[window]
-            distinct = float(near[inside].mean() * (1 - near[around].mean()))
-        rows, columns = np.nonzero(inside)
-        centre = (float((columns + before).mean()) / mask.shape[1], float((rows + above).mean()) / mask.shape[0])
-        return _Region(mask, distinct * _objectness(mask), centre)
+        labels = felzenszwalb(self._lab / 100, scale=150, sigma=0.8, min_size=50, channel_axis=2)
+        return list(_parts(labels, 0))
 
 
-def _masks(labels: np.ndarray, first: int) -> Iterable[np.ndarray]:
+def _parts(labels: np.ndarray, first: int) -> Iterator[_Part]:
+    """The parts, of those labelled from `first` on, that may become regions."""
     sizes = np.bincount(labels.ravel())
     for k in range(first, len(sizes)):
         if _SMALLEST <= sizes[k] / labels.size <= _LARGEST:
-            mask = tidy(labels == k)
-            if _SMALLEST <= mask.mean() <= _LARGEST:
-                yield mask
+            part = _part(tidy(labels == k))
+            if part is not None:
+                yield part
 
 
-def _objectness(mask: np.ndarray) -> float:
-    """How much a region looks like one object, in [0, 1]: compact, neither tiny nor most of the image, not along
-    the image's border."""
-    points = cv2.findNonZero(mask.astype(np.uint8))
-    solidity = min(1.0, len(points) / max(1.0, cv2.contourArea(cv2.convexHull(points))))
-    area = len(points) / mask.size
-    size = min(1.0, area / 0.04) ** 0.5 * float(np.clip((_LARGEST - area) / 0.4, 0, 1))
+def _part(mask: np.ndarray) -> _Part | None:
+    area = np.count_nonzero(mask) / mask.size
+    if not _SMALLEST <= area <= _LARGEST:
+        return None
+    # Parts are many and small: only the surroundings of each are looked at.
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    above, before = max(0, top - _AROUND), max(0, left - _AROUND)
+    window = np.s_[above : top + height + _AROUND, before : left + width + _AROUND]
+    inside = mask[window].astype(np.uint8)
+    hull = cv2.convexHull(np.concatenate(cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]))
+    solidity = min(1.0, area * mask.size / max(1.0, cv2.contourArea(hull)))
+    size = min(1.0, area / 0.04) ** 0.5 * min(1.0, (_LARGEST - area) / 0.4)
     border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()
-    return solidity * size * float(np.clip(1 - 2 * border, 0, 1))
+    objectness = float(solidity * size * max(0.0, 1 - 2 * border))
+    if objectness < _LEAST:
+        return None
+    kernel = np.ones((2 * _AROUND + 1, 2 * _AROUND + 1), np.uint8)
+    around = cv2.dilate(inside, kernel) - inside
+    moments = cv2.moments(inside, binaryImage=True)
+    x, y = before + moments["m10"] / moments["m00"], above + moments["m01"] / moments["m00"]
+    return _Part(mask, window, inside, around, (x / mask.shape[1], y / mask.shape[0]), area, objectness)
 
 
 def _ranked(scene: _Scene, words: Words, most: int) -> list[tuple[_Region, float]]:
     """The best regions for the words with their scores, none mostly the same as a better one."""
-    likely = [region for region in scene.regions(words.colours) if region.quality >= _LEAST]
-    fit = word_fit(words, [region.mask.sum() for region in likely], [region.centre for region in likely])
+    likely = scene.regions(words.colours)
+    fit = word_fit(words, [region.part.area for region in likely], [region.part.centre for region in likely])
     if words.relation and words.relation[1].colours:
         fit = fit * _related(likely, words.relation[0], scene.regions(words.relation[1].colours))
     trust = _UNCOLOURED if not words.colours else _ASSUMED if words.assumed else 1.0
@@ -175,7 +189,7 @@ def _ranked(scene: _Scene, words: Words, most: int) -> list[tuple[_Region, float
     for region, score in sorted(scored, key=lambda pair: -pair[1]):
         if score < _LEAST or len(kept) == most:
             break
-        if all(mask_iou(region.mask, other.mask) < 0.6 for other, _ in kept):
+        if all(mask_iou(region.part.mask, other.part.mask) < 0.6 for other, _ in kept):
             kept.append((region, score))
     return kept
 
@@ -192,11 +206,11 @@ def _related(regions: list[_Region], kind: str, references: list[_Region]) -> np
         if reference.quality < 0.6 * best:
             continue
         for k, region in enumerate(regions):
-            if mask_iou(region.mask, reference.mask) > 0.3:
+            if mask_iou(region.part.mask, reference.part.mask) > 0.3:
                 continue
-            offset = np.subtract(region.centre, reference.centre)
+            offset = np.subtract(region.part.centre, reference.part.centre)
             distance = float(np.hypot(*offset))
-            sizes = 0.5 * (np.sqrt(region.mask.mean()) + np.sqrt(reference.mask.mean()))
+            sizes = 0.5 * (np.sqrt(region.part.area) + np.sqrt(reference.part.area))
             near = np.exp(-max(0.0, distance - sizes) / 0.15)
             along = float(np.dot(offset, DIRECTIONS[kind])) / max(distance, 1e-6)
             ahead = max(0.0, along) if any(DIRECTIONS[kind]) else 1.0

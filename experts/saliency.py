@@ -6,7 +6,6 @@ from importlib.metadata import version
 
 import cv2
 import numpy as np
-from skimage.segmentation import slic
 
 from experts.base import Candidate, Expert, ExpertOptions, Request
 from experts.lexicon import to_lab
@@ -26,11 +25,11 @@ class Saliency(Expert):
 
     summary = "whatever stands out from the background, soft: boundary-connectivity saliency on superpixels"
     limits = "a prior: blind to what is asked, so all instructions of an image get the same heatmap"
-    needs = ("skimage",)
+    needs = ("skimage", "scipy")
 
     @classmethod
     def version(cls, options: ExpertOptions) -> str:
-        return f"saliency-1+opencv-{cv2.__version__}+skimage-{version('scikit-image')}"
+        return f"saliency-2+opencv-{cv2.__version__}+skimage-{version('scikit-image')}"
 
     def ground(self, image: np.ndarray, requests: Sequence[Request]) -> list[list[Candidate]]:
         small = shrink(image)
@@ -56,9 +55,12 @@ class Saliency(Expert):
 def _saliency(small: np.ndarray) -> np.ndarray:
     """float32 (height, width) in [0, 1] of uint8 RGB (height, width, 3): the paper's boundary connectivity and
     background-weighted contrast, without its global optimisation."""
+    # Here, because the command reads this module only to check the expert's options, and this takes a second.
+    from skimage.segmentation import slic
+
     lab = to_lab(small)
     height, width = small.shape[:2]
-    labels = slic(lab, n_segments=_SUPERPIXELS, compactness=12, start_label=0, convert2lab=False)
+    labels = slic(lab, n_segments=_SUPERPIXELS, compactness=12, max_num_iter=5, start_label=0, convert2lab=False)
     count = int(labels.max()) + 1
     sizes = np.bincount(labels.ravel(), minlength=count)
 
@@ -88,14 +90,14 @@ def _saliency(small: np.ndarray) -> np.ndarray:
 def _geodesic(labels: np.ndarray, apart: np.ndarray, at_border: np.ndarray) -> np.ndarray:
     """Least sum of CIELAB steps between adjacent superpixels, for every pair (Floyd-Warshall); those at the image's
     border are all adjacent."""
+    from scipy.sparse.csgraph import csgraph_from_dense, floyd_warshall
+
     adjacent = at_border[:, None] & at_border
     adjacent[labels[:, :-1], labels[:, 1:]] = True
     adjacent[labels[:-1], labels[1:]] = True
-    # Small steps are texture and noise, not borders.
-    paths = np.where(adjacent | adjacent.T, np.maximum(apart - 3.0, 0), np.inf)
-    for k in range(len(paths)):
-        paths = np.minimum(paths, paths[:, k, None] + paths[k])
-    return paths
+    # As a sparse matrix, which tells a step of 0 from no step. Small steps are texture and noise, not borders.
+    steps = np.where(adjacent | adjacent.T, np.maximum(apart - 3.0, 0), np.inf)
+    return floyd_warshall(csgraph_from_dense(steps, null_value=np.inf))
 
 
 def _distances(points: np.ndarray) -> np.ndarray:

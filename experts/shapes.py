@@ -3,15 +3,15 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
 from pydantic import Field
 
 from experts.base import Candidate, Expert, ExpertOptions, Request
-from experts.lexicon import Words, colour_shares, read_phrase, to_lab, word_fit
+from experts.lexicon import Words, colour_share, read_phrase, to_lab, word_fit
 from experts.refine import enlarge, shrink
-from pipeline.masks import mask_iou
 
 _ROUND = {
     "ball": 0.8, "orange": 0.8, "apple": 0.75, "tomato": 0.75, "balloon": 0.7, "coin": 0.5, "button": 0.5,
@@ -25,6 +25,8 @@ _STRAIGHT = {
     "rectangle", "square", "tray", "board", "fridge", "refrigerator", "carton",
 }  # fmt: skip
 
+_SIDE = 320
+"""Long side in pixels at which outlines are fitted: they need more than areas do."""
 _LEVELS = range(16, 256, 12)
 """Grey levels of each CIELAB channel whose level sets are looked at."""
 _SMALLEST, _LARGEST = 0.002, 0.5
@@ -53,22 +55,21 @@ class Shapes(Expert):
 
     @classmethod
     def version(cls, options: ExpertOptions) -> str:
-        return f"shapes-1+opencv-{cv2.__version__}"
+        return f"shapes-2+opencv-{cv2.__version__}"
 
     def ground(self, image: np.ndarray, requests: Sequence[Request]) -> list[list[Candidate]]:
         read = [[(phrase, read_phrase(phrase)) for phrase in request.phrases] for request in requests]
-        small = shrink(image)
+        small = shrink(image, _SIDE)
         if small is None or not any(_noun(words) for phrases in read for _, words in phrases):
             return [[] for _ in requests]
-        lab = to_lab(cv2.GaussianBlur(small, (0, 0), 1.0))
-        shapes = _shapes(lab)
-        shares = colour_shares(lab)
+        smooth = cv2.GaussianBlur(small, (0, 0), 1.0)
+        shapes = _shapes(to_lab(smooth))
         found = []
         for phrases in read:
             candidates = [
                 Candidate(enlarge(shape.mask, *image.shape[:2]), score, phrase)
                 for phrase, words in phrases
-                for shape, score in _ranked(shapes, words, shares, self.options.candidates)
+                for shape, score in _ranked(shapes, words, smooth, self.options.candidates)
             ]
             found.append(sorted(candidates, key=lambda candidate: -candidate.score))
         return found
@@ -83,17 +84,19 @@ class _Outline:
     roundness: float
     fit: float
 
-    @property
+    @cached_property
     def area(self) -> float:
         return cv2.contourArea(self.points)
 
-    @property
-    def centre(self) -> np.ndarray:
-        return self.points.mean(0)
+    @cached_property
+    def centre(self) -> tuple[float, float]:
+        x, y = self.points.mean(0)
+        return float(x), float(y)
 
     def same_as(self, other: "_Outline") -> bool:
-        near = np.abs(self.centre - other.centre).max() < 0.1 * np.sqrt(self.area)
-        return bool(near and 0.8 < self.area / other.area < 1.25 and (self.roundness > 0) == (other.roundness > 0))
+        apart = max(abs(self.centre[0] - other.centre[0]), abs(self.centre[1] - other.centre[1]))
+        alike = 0.8 < self.area / other.area < 1.25 and (self.roundness > 0) == (other.roundness > 0)
+        return alike and apart < 0.1 * self.area**0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,15 +119,15 @@ def _noun(words: Words) -> str | None:
 def _shapes(lab: np.ndarray) -> list[_Shape]:
     grey = np.clip((lab + np.array([0, 64, 64])) * (2.55, 2, 2), 0, 255).astype(np.uint8)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9))
-    outlines = []
     # A median flattens texture and print, an opening cuts what only a thin bridge joins to an object.
-    for channel, level in itertools.product(cv2.split(cv2.medianBlur(grey, 5)), _LEVELS):
-        above = (channel > level).astype(np.uint8)
-        opened, closed = (cv2.morphologyEx(above, way, disc) for way in (cv2.MORPH_OPEN, cv2.MORPH_CLOSE))
-        for levelset in (above, opened, closed):
-            for contour in cv2.findContours(levelset, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]:
-                if _SMALLEST <= cv2.contourArea(contour) / above.size <= _LARGEST:
-                    outlines.extend(_fitted(contour, above.shape))
+    flat = cv2.medianBlur(grey, 5)
+    opened, closed = (cv2.morphologyEx(flat, way, disc) for way in (cv2.MORPH_OPEN, cv2.MORPH_CLOSE))
+    outlines = []
+    for channel, level in itertools.product(itertools.chain(*map(cv2.split, (flat, opened, closed))), _LEVELS):
+        levelset = (channel > level).astype(np.uint8)
+        for contour in cv2.findContours(levelset, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]:
+            if _SMALLEST <= cv2.contourArea(contour) / levelset.size <= _LARGEST:
+                outlines.extend(_fitted(contour, levelset.shape))
     groups: list[list[_Outline]] = []
     for outline in outlines:
         group = next((group for group in groups if outline.same_as(group[0])), None)
@@ -150,7 +153,7 @@ def _fitted(contour: np.ndarray, shape: tuple[int, ...]) -> list[_Outline]:
     ellipse = np.array(
         cv2.ellipse2Poly((round(centre[0]), round(centre[1])), halves, round(angle), 0, 360, 6), np.int32
     )
-    curved = _overlap(ellipse, hull[:, 0], shape)
+    curved = _overlap(ellipse, hull[:, 0])
     if max(curved, straight) < _FIT:
         return []
     if curved >= straight:
@@ -158,11 +161,15 @@ def _fitted(contour: np.ndarray, shape: tuple[int, ...]) -> list[_Outline]:
     return [_Outline(corners[:, 0], 0.0, straight)]
 
 
-def _overlap(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
-    masks = np.zeros((2, *shape), np.uint8)
-    cv2.fillPoly(masks[0], [first], 1)
-    cv2.fillPoly(masks[1], [second], 1)
-    return mask_iou(masks[0] > 0, masks[1] > 0)
+def _overlap(first: np.ndarray, second: np.ndarray) -> float:
+    """Intersection over union of two filled polygons, int32 (n, 2)."""
+    corner = np.minimum(first.min(0), second.min(0))
+    width, height = np.maximum(first.max(0), second.max(0)) - corner + 1
+    canvas = np.zeros((2, height, width), np.uint8)
+    cv2.fillPoly(canvas[0], [first - corner], 1)
+    cv2.fillPoly(canvas[1], [second - corner], 1)
+    shared = cv2.countNonZero(canvas[0] & canvas[1])
+    return shared / (cv2.countNonZero(canvas[0]) + cv2.countNonZero(canvas[1]) - shared)
 
 
 def _at_border(contour: np.ndarray, shape: tuple[int, ...]) -> bool:
@@ -183,7 +190,7 @@ def _measured(outline: _Outline, support: int, lab: np.ndarray) -> _Shape:
     return _Shape(mask, centre, outline.roundness, float(quality * (outline.fit - 0.8) / 0.2))
 
 
-def _ranked(shapes: list[_Shape], words: Words, shares: dict[str, np.ndarray], most: int) -> list[tuple[_Shape, float]]:
+def _ranked(shapes: list[_Shape], words: Words, rgb: np.ndarray, most: int) -> list[tuple[_Shape, float]]:
     """The best shapes of the kind that the head's noun names, with their scores."""
     noun = _noun(words)
     if noun is None:
@@ -191,14 +198,8 @@ def _ranked(shapes: list[_Shape], words: Words, shares: dict[str, np.ndarray], m
     roundest = _ROUND.get(noun)
     fitting = [shape for shape in shapes if (shape.roundness == 0 if roundest is None else shape.roundness >= roundest)]
     fit = word_fit(words, [float(shape.mask.sum()) for shape in fitting], [shape.centre for shape in fitting])
-    scored = [
-        (shape, shape.quality * float(share) * _coloured(shape.mask, words, shares))
-        for shape, share in zip(fitting, fit, strict=True)
-    ]
+    if words.colours:
+        share = colour_share(rgb, words.colours)
+        fit = fit * [0.2 + 0.8 * float(share[shape.mask].mean()) for shape in fitting]
+    scored = [(shape, shape.quality * float(fits)) for shape, fits in zip(fitting, fit, strict=True)]
     return sorted((pair for pair in scored if pair[1] >= _LEAST), key=lambda pair: -pair[1])[:most]
-
-
-def _coloured(mask: np.ndarray, words: Words, shares: dict[str, np.ndarray]) -> float:
-    if not words.colours:
-        return 1.0
-    return 0.2 + 0.8 * float(sum(shares[name][mask].mean() for name in words.colours))

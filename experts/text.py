@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from experts.base import Candidate, Expert, ExpertOptions, Placement, Request
-from experts.lexicon import colour_shares, read_phrase, to_lab, word_fit
+from experts.lexicon import colour_share, read_phrase, to_lab, word_fit
 from experts.refine import enlarge, refine, shrink, tidy
 from pipeline.masks import mask_box
 
@@ -52,11 +51,8 @@ class _Page:
         self.lines = lines
         self._size = image.shape[:2]
         self._small = small
-        self._lab = to_lab(cv2.bilateralFilter(small, 5, 25, 3))
-
-    @cached_property
-    def shares(self) -> dict[str, np.ndarray]:
-        return colour_shares(self._lab)
+        self.smooth = cv2.bilateralFilter(small, 5, 25, 3)
+        self._lab = to_lab(self.smooth)
 
     @property
     def centres(self) -> list[tuple[float, float]]:
@@ -133,7 +129,7 @@ class Text(Expert):
 
     @classmethod
     def version(cls, options: ExpertOptions) -> str:
-        return f"text-1+opencv-{cv2.__version__}+rapidocr-{version('rapidocr')}+onnxruntime-{version('onnxruntime')}"
+        return f"text-2+opencv-{cv2.__version__}+rapidocr-{version('rapidocr')}+onnxruntime-{version('onnxruntime')}"
 
     def ground(self, image: np.ndarray, requests: Sequence[Request]) -> list[list[Candidate]]:
         small = shrink(image)
@@ -158,7 +154,7 @@ class Text(Expert):
         return lines
 
 
-_SHORT, _LONG = 736, 1600
+_SHORT, _LONG = 480, 1600
 """The detector sees small writing better enlarged: short side, in pixels, at least, and long side at most."""
 _MATCH = 0.6
 """Least similarity at which a quoted string is a line's, or a line fits the words."""
@@ -215,7 +211,7 @@ def _word_fits(page: _Page, phrases: list[str]) -> list[float]:
     areas = [float(line.mask.sum()) for line in page.lines]
     for words in map(read_phrase, phrases):
         if words.colours and not words.assumed:
-            share = np.sum([page.shares[name] for name in words.colours], axis=0)
+            share = colour_share(page.smooth, words.colours)
             colour = np.array([share[page.around(line)].mean() for line in page.lines])
             fits = np.maximum(fits, colour / max(0.3, colour.max()) * word_fit(words, areas, page.centres))
         elif words.placed or words.size:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import SystemException
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from experts.base import DeviceLost
 from pipeline.attempts import Attempts
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 MAX_TRAIN_RETRIES = 3
 WAIT_FOR_WORKERS_S = 600
-"""How long a wave's workers may take to be placed, as when a cluster has to grow first."""
+"""How long a wave may wait for room for its workers, as when a cluster has to grow first."""
 
 _SAMPLE = pa.struct([pa.field(field.name, field.type) for field in SAMPLES])
 _IMAGE = pa.struct([("image", pa.string()), ("encoded", pa.large_binary())])
@@ -104,9 +105,11 @@ def run_wave(spec: RunSpec, units: list[Unit], shards: list[int]) -> Iterator[tu
     The first unit is `samples`: where it is committed it fetches its rows and images for the others.
 
     Raises:
+        RunFailed: there is no room for the workers.
         ray.exceptions.RayError: a worker cannot start, or storage fails; what is committed stays.
     """
     configure_ray_data()
+    wait_for_room(units)
     attempts = Attempts.remote()  # type: ignore[attr-defined]
     dataset: ray.data.Dataset = ray.data.from_items(
         [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
@@ -134,7 +137,29 @@ def configure_ray_data() -> None:
     context.actor_init_retry_on_errors = False
     # Else it comes wrapped in an error of Ray Data's, without what it was.
     context.raise_original_map_exception = True
-    context.wait_for_min_actors_s = WAIT_FOR_WORKERS_S
+    # Ray Data would wait for the workers of one unit before it starts those of the next.
+    context.wait_for_min_actors_s = -1
+
+
+def wait_for_room(units: list[Unit]) -> None:
+    """Waits until all workers of these units have room at once, as a cluster may have to grow first.
+
+    Raises:
+        RunFailed: they have none after WAIT_FOR_WORKERS_S.
+    """
+    asked = [{"CPU": unit.pool.cpus, "GPU": unit.pool.gpus} for unit in units for _ in range(unit.pool.workers)]
+    bundles = [{name: amount for name, amount in bundle.items() if amount} for bundle in asked if any(bundle.values())]
+    if not bundles:
+        return
+    room = placement_group(bundles)
+    placed = room.wait(WAIT_FOR_WORKERS_S)
+    remove_placement_group(room)
+    if not placed:
+        names = ", ".join(unit.name for unit in units)
+        raise RunFailed(
+            f"after {WAIT_FOR_WORKERS_S} s the cluster has no room for the workers of {names}; lower their pools in "
+            "the profile, or let the cluster grow"
+        )
 
 
 def _keep_traces_to_the_log_file() -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
-from pipeline.engine import configure_ray_data
+from pipeline.engine import configure_ray_data, wait_for_room
 from pipeline.errors import EndsRun
 from pipeline.llm_batch import CollectingAsker, has_open_batches, run_batches
 from pipeline.llm_session import money_spent
@@ -57,6 +57,7 @@ class QuestionMapper:
 def questions_of(spec: RunSpec, unit: Unit, shards: list[int]) -> Iterator[Question]:
     """The questions of these shards that have no answer, from the workers of `unit`, the samples."""
     configure_ray_data()
+    wait_for_room([unit])
     rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map_batches(
         QuestionMapper,
         fn_constructor_args=(spec,),

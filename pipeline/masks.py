@@ -62,8 +62,8 @@ def mask_box(mask: np.ndarray) -> list[float]:
 
 def mask_iou(first: np.ndarray, second: np.ndarray) -> float:
     """Intersection over union of two bool masks of one shape; two empty masks agree: 1."""
-    union = np.logical_or(first, second).sum()
-    return float(np.logical_and(first, second).sum() / union) if union else 1.0
+    union = np.count_nonzero(first | second)
+    return np.count_nonzero(first & second) / union if union else 1.0
 
 
 def mask_from_spec(spec: str, height: int, width: int, read: Callable[[str], bytes]) -> np.ndarray:

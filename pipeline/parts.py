@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from manifests.manifest import Manifest
@@ -25,6 +26,11 @@ class RunSpec:
     retry: frozenset[str] = frozenset()
     desk: Any = None
 
+    @cached_property
+    def units(self) -> dict[str, Unit]:
+        """The run's units. They travel with the spec: to make them a worker would import every expert's module."""
+        return units_of(self.profile, self.manifest)
+
 
 class Parts:
     """The parts of a run, judged by their markers: (unit, shard) is current, or is to be done."""
@@ -32,7 +38,7 @@ class Parts:
     def __init__(self, spec: RunSpec, marker_of: MarkerOf) -> None:
         self.spec = spec
         self.marker_of = marker_of
-        self.units = units_of(spec.profile, spec.manifest)
+        self.units = spec.units
         self.fingerprints = fingerprints(self.units)
 
     def inputs_read(self, unit: Unit, shard: int) -> dict[str, str] | None:

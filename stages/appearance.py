@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from experts.lexicon import PROTOTYPES, colour_shares, to_lab
+from experts.lexicon import PROTOTYPES, colour_shares
 from pipeline.masks import mask_box
 
 COLOURS = tuple(PROTOTYPES)
@@ -26,8 +26,8 @@ class Palette:
         height, width = pixels.shape[:2]
         scale = min(1.0, _LONG_SIDE / max(height, width))
         self._size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        shares = colour_shares(to_lab(cv2.resize(pixels, self._size, interpolation=cv2.INTER_AREA)))
-        self._shares = np.stack([cv2.GaussianBlur(share, (0, 0), 1).ravel() for share in shares.values()])
+        shares = np.moveaxis(colour_shares(cv2.resize(pixels, self._size, interpolation=cv2.INTER_AREA)), -1, 0)
+        self._shares = np.stack([cv2.GaussianBlur(share, (0, 0), 1).ravel() for share in shares])
         self._totals = self._shares.sum(axis=1)
 
     def colours(self, mask: np.ndarray) -> np.ndarray:

@@ -1,8 +1,13 @@
 """Reader of the generated demo dataset: tabletop scenes drawn from a seed, and photos that Python packages ship."""
 
+import hashlib
 import io
+import os
 import re
+import tempfile
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
@@ -56,10 +61,7 @@ class DemoReader:
         found = _SCENE.fullmatch(path)
         if not found or int(found[1]) >= self._options.scenes:
             raise BadImage(f"the demo has no image '{path}'")
-        buffer = io.BytesIO()
-        scene = plan_scene(self._options.seed, int(found[1]))
-        Image.fromarray(render(scene)).save(buffer, format="PNG", compress_level=1)
-        return buffer.getvalue()
+        return _drawn_once(self._options.seed, int(found[1]))
 
     def read_mask(self, path: str) -> bytes:
         """Never has a file: masks are in the records. Raises BadImage."""
@@ -74,3 +76,30 @@ class DemoReader:
                 cell = encode_rle(scene.mask(ask.targets))
                 mask = mask_spec("rle", {"size": cell["size"], "counts": cell["counts"].decode("ascii")})
             yield Record(f"scene-{index:04d}.png", ask.text, f"demo-{ask.kind}", human_mask=mask)
+
+
+def _drawn_once(seed: int, index: int) -> bytes:
+    """A scene is read by several stages, and drawing it takes longer than most of them: it is kept on this machine."""
+    kept = _kept_scenes() / f"seed-{seed}-scene-{index}.png"
+    try:
+        return kept.read_bytes()
+    except OSError:
+        buffer = io.BytesIO()
+        Image.fromarray(render(plan_scene(seed, index))).save(buffer, format="PNG", compress_level=1)
+    try:
+        kept.parent.mkdir(mode=0o700, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
+            file.write(buffer.getvalue())
+        Path(file.name).replace(kept)
+    # A full or read-only disk costs time, not the scene.
+    except OSError:
+        pass
+    return buffer.getvalue()
+
+
+@cache
+def _kept_scenes() -> Path:
+    """This user's folder for scenes as this code draws them: another version's would have other bytes."""
+    code = Path(plan_scene.__code__.co_filename).parent
+    drawn_by = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(code.glob("*.py"))))
+    return Path(tempfile.gettempdir()) / f"ivm-mix-demo-{os.getuid()}-{drawn_by.hexdigest()[:12]}"

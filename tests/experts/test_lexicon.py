@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experts.lexicon import DIRECTIONS, PROTOTYPES, colour_shares, read_phrase, to_lab, word_fit
+from experts.lexicon import DIRECTIONS, PROTOTYPES, colour_share, read_phrase, word_fit
 
 
 @pytest.mark.parametrize(
@@ -70,10 +70,25 @@ def test_any_text_can_be_read(phrase):
     ],
 )
 def test_plain_colours_get_their_name(rgb, name):
-    shares = colour_shares(to_lab(np.full((2, 3, 3), rgb, np.uint8)))
-    assert shares[name].shape == (2, 3)
-    assert shares[name].min() > 0.6
-    np.testing.assert_allclose(sum(shares.values()), 1, atol=1e-4)
+    share = colour_share(np.full((2, 3, 3), rgb, np.uint8), [name])
+    assert share.shape == (2, 3) and share.dtype == np.float32
+    assert share.min() > 0.6
+
+
+def test_a_pixel_is_one_of_several_colours_as_far_as_it_is_each():
+    rgb = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    each = {name: colour_share(rgb, [name]) for name in PROTOTYPES}
+    np.testing.assert_allclose(sum(each.values()), 1, atol=1e-4)
+    both = colour_share(rgb, ["red", "white"])
+    np.testing.assert_allclose(both, each["red"] + each["white"], atol=1e-6)
+    assert colour_share(rgb, list(PROTOTYPES)).max() <= 1
+
+
+@pytest.mark.parametrize("codes", PROTOTYPES.items(), ids=PROTOTYPES)
+def test_every_prototype_has_the_colour_it_stands_for(codes):
+    name, rgb = codes[0], np.array([[list(bytes.fromhex(code)) for code in codes[1].split()]], np.uint8)
+    shares = {other: colour_share(rgb, [other])[0] for other in PROTOTYPES}
+    assert (shares[name] == np.max(list(shares.values()), axis=0)).all()
 
 
 def test_region_fits_size_and_position_words_relative_to_the_others():

@@ -12,7 +12,7 @@ def _disc(height: int, width: int, radius: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "expected"), [(480, 640, (240, 320)), (100, 60, (100, 60)), (3000, 1000, (320, 107))]
+    ("height", "width", "expected"), [(480, 640, (192, 256)), (100, 60, (100, 60)), (3000, 1000, (256, 85))]
 )
 def test_image_is_shrunk_to_the_working_size_and_never_grown(height, width, expected):
     small = shrink(np.zeros((height, width, 3), np.uint8))

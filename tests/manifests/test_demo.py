@@ -83,7 +83,7 @@ def test_the_same_seed_gives_the_same_records_and_bytes(records: list[Record]) -
     assert reader().read("scene-0005.png") == reader(scenes=6).read("scene-0005.png")
 
 
-def test_another_process_gives_the_same_records_and_bytes() -> None:
+def test_another_process_gives_the_same_records_and_bytes(tmp_path: Path) -> None:
     code = (
         "import hashlib, test_demo; demo = test_demo.reader(scenes=30);"
         "print(hashlib.sha256(repr(list(demo.records())).encode() + demo.read('scene-0002.png')).hexdigest())"
@@ -94,6 +94,7 @@ def test_another_process_gives_the_same_records_and_bytes() -> None:
             env={
                 **os.environ,
                 "PYTHONHASHSEED": seed,
+                "TMPDIR": str(fresh_folder(tmp_path / seed)),
                 "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
             },
             capture_output=True,
@@ -103,6 +104,26 @@ def test_another_process_gives_the_same_records_and_bytes() -> None:
         for seed in ("1", "2")
     }
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_scene_is_the_same_whether_it_can_be_kept_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writable: bool
+) -> None:
+    # A file where the folder should be: nothing can be kept, not even by root.
+    folder = fresh_folder(tmp_path / "kept") / "scenes"
+    if not writable:
+        folder.write_bytes(b"")
+    monkeypatch.setattr("manifests.readers.demo._kept_scenes", lambda: folder)
+    first, again = (reader(scenes=3).read("scene-0002.png") for _ in range(2))
+    assert first == again
+    assert decode_image(first).shape == (HEIGHT, WIDTH, 3)
+    assert [file.name for file in folder.glob("*")] == (["seed-0-scene-2.png"] if writable else [])
+
+
+def fresh_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 def test_another_seed_gives_other_records_and_bytes(records: list[Record]) -> None:

@@ -2,9 +2,13 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from pipeline import engine
 from pipeline.cli import main
-from pipeline.engine import pack, unpack
+from pipeline.config import Pool
+from pipeline.engine import pack, ray_session, unpack
+from pipeline.errors import RunFailed
 from pipeline.schemas import SAMPLES
+from pipeline.units import Unit
 from pipeline.worker import Shard
 
 
@@ -51,3 +55,15 @@ def test_an_expert_that_needs_more_gpus_than_there_are_is_bad_input(drawn, tmp_p
 def test_an_address_that_is_none_is_bad_input(drawn, tmp_path, capsys):
     assert main([*arguments(drawn, tmp_path, expert="shapes"), "--address", "nonsense"]) == 2
     assert "ADDRESS 'nonsense'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_wave_without_room_for_its_workers_ends_with_their_names(monkeypatch):
+    monkeypatch.setattr(engine, "WAIT_FOR_WORKERS_S", 1)
+    small, free = (Unit(name, (), {}, Pool(cpus=cpus)) for name, cpus in (("small", 0.5), ("free", 0)))
+    large = Unit("large", (), {}, Pool(workers=2, cpus=1000))
+    with ray_session(None, [[small, free]]):
+        engine.wait_for_room([small, free])
+        engine.wait_for_room([free])
+        with pytest.raises(RunFailed, match="after 1 s the cluster has no room for the workers of small, large;"):
+            engine.wait_for_room([small, large])
