@@ -1,21 +1,24 @@
 """What the small discriminator sees of a mask: contrast, edges, shape, place, colours and look, as figures."""
 
-from itertools import pairwise
-
 import cv2
 import numpy as np
 
-from pipeline.masks import mask_box
-from stages.appearance import COLOURS, Palette, look
+from stages.appearance import COLOURS, Palette, Zoom, box_of, look, stretched
 
-_SIDE = 96
+_SIDE = 64
 """Side in pixels of the square to which the mask's surroundings are resampled."""
 _CONTEXT, _LEAST_CONTEXT = 0.3, 8
 """Margin around the mask's box: share of the box's sides, and its least in pixels."""
-_ZONE = 4
-"""Width in pixels of the rim just inside the mask and of the ring just outside."""
-_PROFILE = (-8.0, -4.0, -2.0, -1.0, 1.0, 2.0, 4.0, 8.0)
-"""Limits of the bands along the outline, in pixels of signed distance, in which edges are measured."""
+_LIMITS = np.array([-6, -3, -2, -1, 0, 1, 2, 3, 6], dtype=np.float32)
+"""Upper limits of all bands but the last along the outline, in pixels of signed distance, inside positive."""
+_BANDS = len(_LIMITS) + 1
+_ZONES = {"mask": (5, 10), "core": (8, 10), "rim": (5, 8), "ring": (2, 5), "far": (0, 2)}
+"""First and last band, exclusive, of the mask, its inner part, its rim, the ring just outside, and what is beyond."""
+_PAIRS = (("mask", "ring"), ("core", "ring"), ("rim", "ring"), ("core", "rim"), ("ring", "far"), ("mask", "far"))
+"""Zones whose colours are compared."""
+_PROFILE = ((1, 2), (2, 3), (3, 4), (4, 6), (6, 7), (7, 8), (8, 9))
+"""First and last band, exclusive, of those in which edges are measured; the middle one holds the outline."""
+_BINS = 256
 
 
 class View:
@@ -26,7 +29,8 @@ class View:
     """
 
     def __init__(self, pixels: np.ndarray) -> None:
-        self._pixels, self._palette = pixels, Palette(pixels)
+        self._zoom, self._palette = Zoom(pixels), Palette(pixels)
+        self._known: dict[bytes, np.ndarray] = {}
 
     def measure(self, mask: np.ndarray) -> np.ndarray:
         """Figures of one mask: float32, always as many and in the same order.
@@ -38,14 +42,22 @@ class View:
         Args:
             mask: bool (height, width) with at least one pixel.
         """
-        colour, inside = _crop(self._pixels, mask)
-        background = (~inside).astype(np.uint8)
+        mask = np.ascontiguousarray(mask)
+        # Experts often give one mask for several instructions of an image.
+        key = np.packbits(mask).tobytes()
+        if key not in self._known:
+            self._known[key] = self._figures(mask)
+        return self._known[key].copy()
+
+    def _figures(self, mask: np.ndarray) -> np.ndarray:
+        colour, inside = _crop(self._zoom, mask)
         # OpenCV gives a huge distance where no pixel of the other kind exists.
-        depth = np.clip(cv2.distanceTransform(1 - background, cv2.DIST_L2, 3), 0, _SIDE) - np.clip(
-            cv2.distanceTransform(background, cv2.DIST_L2, 3), 0, _SIDE
+        depth = np.clip(cv2.distanceTransform(inside, cv2.DIST_L2, 3), 0, _SIDE) - np.clip(
+            cv2.distanceTransform(1 - inside, cv2.DIST_L2, 3), 0, _SIDE
         )
-        plain = [*_place(mask), *_shape(inside), *_edges(colour, depth), *_contrast(colour, depth)]
-        parts = [np.array(plain, dtype=np.float32), self._palette.colours(mask).ravel(), look(self._pixels, mask)]
+        bands = np.searchsorted(_LIMITS, depth.ravel())
+        plain = [*_place(mask), *_shape(inside), *_edges(colour, depth, bands), *_contrast(colour, bands)]
+        parts = [np.array(plain, dtype=np.float32), self._palette.colours(mask).ravel(), look(self._zoom, mask)]
         return np.concatenate(parts).astype(np.float32)
 
 
@@ -66,70 +78,86 @@ def centre_of(figures: np.ndarray) -> tuple[float, float]:
     return (x1 + x2) / 2, (y1 + y2) / 2
 
 
-def _crop(pixels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _crop(zoom: Zoom, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A mask's box with its context: 8-bit CIELAB (side, side, 3), and the mask itself, uint8 0 or 1 (side, side)."""
     height, width = mask.shape
-    x1, y1, x2, y2 = mask_box(mask)
+    x1, y1, x2, y2 = box_of(mask)
     across, down = (max(_LEAST_CONTEXT, _CONTEXT * side) for side in (x2 - x1, y2 - y1))
-    window = np.s_[
-        int(max(0, y1 - down)) : int(min(height, y2 + down)),
-        int(max(0, x1 - across)) : int(min(width, x2 + across)),
-    ]
-    rgb = cv2.resize(pixels[window], (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-    soft = cv2.resize(mask[window].astype(np.float32), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+    left, top = int(max(0, x1 - across)), int(max(0, y1 - down))
+    right, bottom = int(min(width, x2 + across)), int(min(height, y2 + down))
+    lab = cv2.cvtColor(zoom.square((left, top, right, bottom), _SIDE), cv2.COLOR_RGB2LAB)
+    soft = stretched(mask[top:bottom, left:right].astype(np.float32), _SIDE)
     # A mask thinner than a resampled pixel would vanish at one half.
-    return cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB).astype(np.float32), soft >= min(0.5, float(soft.max()))
+    return lab, (soft >= min(0.5, float(soft.max()))).astype(np.uint8)
 
 
-def _contrast(colour: np.ndarray, depth: np.ndarray) -> list[float]:
+def _by_band(bands: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Sums of values (n, ...) in each band: float64 (bands, n)."""
+    return np.stack([np.bincount(bands, row.ravel(), _BANDS) for row in values], axis=1)
+
+
+def _contrast(colour: np.ndarray, bands: np.ndarray) -> list[float]:
     """CIELAB means, spreads and histogram overlaps of the zones core, rim | ring, far on both sides."""
-    zones = {
-        "mask": depth > 0,
-        "core": depth > _ZONE,
-        "rim": (depth > 0) & (depth <= _ZONE),
-        "ring": (depth < 0) & (depth >= -_ZONE),
-        "far": depth < -_ZONE,
-    }
-    lightness, green_red, blue_yellow = (colour[..., channel].astype(int) for channel in range(3))
-    bins = (lightness // 64) * 64 + np.clip((green_red - 96) // 8, 0, 7) * 8
-    bins += np.clip((blue_yellow - 96) // 8, 0, 7)
-    means, spreads, histograms = {}, {}, {}
-    for name, zone in zones.items():
-        # A zone that a thin or image-filling mask lacks is told from the mask by nothing.
-        zone = zone if zone.any() else zones["mask"]
-        means[name], spreads[name] = colour[zone].mean(axis=0), colour[zone].std(axis=0)
-        histograms[name] = np.bincount(bins[zone], minlength=256) / zone.sum()
+    channels = np.stack(cv2.split(colour)).astype(np.float64)
+    sums = _by_band(bands, np.concatenate([channels, channels**2]))
+    light, green_red, blue_yellow = cv2.split(cv2.LUT(colour, _BIN_TABLE))
+    bins = (light + green_red + blue_yellow).ravel()
+    counts = np.bincount(bands * _BINS + bins, minlength=_BANDS * _BINS).reshape(_BANDS, _BINS)
+    means: dict[str, np.ndarray] = {}
+    spreads: dict[str, np.ndarray] = {}
+    histograms: dict[str, np.ndarray] = {}
+    for name, (first, last) in _ZONES.items():
+        histogram = counts[first:last].sum(axis=0)
+        area = int(histogram.sum())
+        if not area:
+            # A zone that a thin or image-filling mask lacks is told from the mask by nothing.
+            means[name], spreads[name], histograms[name] = means["mask"], spreads["mask"], histograms["mask"]
+            continue
+        mean, square = (sums[first:last].sum(axis=0) / area).reshape(2, 3)
+        means[name], spreads[name] = mean, np.sqrt(np.maximum(square - mean**2, 0))
+        histograms[name] = np.sqrt(histogram / area)
     figures = [*means["mask"], *spreads["mask"], *spreads["ring"]]
     figures.append(spreads["mask"].mean() / (spreads["ring"].mean() + 1))
-    pairs = (("mask", "ring"), ("core", "ring"), ("rim", "ring"), ("core", "rim"), ("ring", "far"), ("mask", "far"))
-    for first, second in pairs:
-        difference = means[first] - means[second]
-        figures += [*difference, np.linalg.norm(difference)]
-        figures.append(np.sqrt(histograms[first] * histograms[second]).sum())
+    for one, other in _PAIRS:
+        difference = means[one] - means[other]
+        figures += [*difference, np.sqrt((difference**2).sum())]
+        figures.append((histograms[one] * histograms[other]).sum())
     return [float(figure) for figure in figures]
 
 
-def _edges(colour: np.ndarray, depth: np.ndarray) -> list[float]:
+def _bin_table() -> np.ndarray:
+    """What each level of L, a and b, 8-bit, adds to the number of a colour's bin: uint8 (1, 256, 3)."""
+    level = np.arange(256)
+    across = np.clip((level - 96) // 8, 0, 7)
+    return np.stack([level // 64 * 64, across * 8, across], axis=-1)[None].astype(np.uint8)
+
+
+_BIN_TABLE = _bin_table()
+
+
+def _edges(colour: np.ndarray, depth: np.ndarray, bands: np.ndarray) -> list[float]:
     """Gradient strength in bands along the outline relative to the crop's, and how far gradients point across."""
-    across = [cv2.Sobel(colour[..., channel], cv2.CV_32F, 1, 0) for channel in range(3)]
-    down = [cv2.Sobel(colour[..., channel], cv2.CV_32F, 0, 1) for channel in range(3)]
-    strength = [np.hypot(x, y) for x, y in zip(across, down, strict=True)]
-    figures = [float(strength[0].mean())]
-    for gradient in (strength[0], strength[1] + strength[2]):
-        for low, high in pairwise(_PROFILE):
-            band = (depth > low) & (depth <= high)
-            figures.append(float(gradient[band].mean() / (gradient.mean() + 1)) if band.any() else 1.0)
-    smooth = cv2.GaussianBlur(depth.astype(np.float32), (0, 0), 1)
+    across, down = cv2.Sobel(colour, cv2.CV_32F, 1, 0), cv2.Sobel(colour, cv2.CV_32F, 0, 1)
+    light, green_red, blue_yellow = cv2.split(cv2.magnitude(across, down))
+    smooth = cv2.GaussianBlur(depth, (0, 0), 1)
     normal_x, normal_y = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
-    outline = np.abs(depth) <= 1
-    along = np.abs(across[0] * normal_x + down[0] * normal_y) / (np.hypot(normal_x, normal_y) + 1e-3)
-    figures.append(float(along[outline].sum() / (strength[0][outline].sum() + 1)))
+    along = np.abs(across[..., 0] * normal_x + down[..., 0] * normal_y) / (cv2.magnitude(normal_x, normal_y) + 1e-3)
+    values = np.stack([light, green_red + blue_yellow, along, np.ones_like(light)])
+    sums = _by_band(bands, values)
+    means = sums.sum(axis=0) / sums[:, 3].sum()
+    profile = np.stack([sums[first:last].sum(axis=0) for first, last in _PROFILE])
+    figures = [float(means[0])]
+    for gradient in (0, 1):
+        relative = profile[:, gradient] / np.maximum(profile[:, 3], 1) / (means[gradient] + 1)
+        figures += np.where(profile[:, 3] > 0, relative, 1.0).tolist()
+    outline = profile[len(_PROFILE) // 2]
+    figures.append(float(outline[2] / (outline[0] + 1)))
     return figures
 
 
-def _shape(inside: np.ndarray) -> list[float]:
+def _shape(mask: np.ndarray) -> list[float]:
     """Outline length, solidity, parts, holes and roughness."""
-    mask = inside.astype(np.uint8)
-    area = float(mask.sum())
+    area = float(cv2.countNonZero(mask))
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     outline = sum(cv2.arcLength(contour, True) for contour in contours)
     hull = max(cv2.contourArea(cv2.convexHull(np.vstack(contours))), 1.0)
@@ -142,18 +170,18 @@ def _shape(inside: np.ndarray) -> list[float]:
         area / hull,
         float(np.log(len(contours))),
         largest / area,
-        1 - area / float(filled.sum()),
-        float((opened != mask).sum() / area),
-        float((closed != mask).sum() / area),
+        1 - area / cv2.countNonZero(filled),
+        cv2.countNonZero(opened ^ mask) / area,
+        cv2.countNonZero(closed ^ mask) / area,
     ]
 
 
 def _place(mask: np.ndarray) -> list[float]:
     """Box, area and contact with the image's border, as shares of the image."""
     height, width = mask.shape
-    x1, y1, x2, y2 = mask_box(mask)
-    share = float(mask.mean())
-    border = float(np.mean([mask[0].mean(), mask[-1].mean(), mask[:, 0].mean(), mask[:, -1].mean()]))
+    x1, y1, x2, y2 = box_of(mask)
+    share = np.count_nonzero(mask) / mask.size
+    border = sum(np.count_nonzero(edge) / edge.size for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1])) / 4
     extent = share * height * width / ((x2 - x1) * (y2 - y1))
     aspect = float(np.log((x2 - x1) / (y2 - y1)))
     return [

@@ -49,3 +49,14 @@ def test_figures_do_not_depend_on_the_resolution_much() -> None:
     moved = _measure(pixels, np.roll(mask, 8, axis=1))
     own = _measure(pixels, mask)
     assert np.linalg.norm(large - own) < np.linalg.norm(moved - own) / 2
+
+
+def test_figures_of_one_mask_are_nobody_elses_to_change_and_do_not_depend_on_its_order_of_memory() -> None:
+    pixels, mask = _one()
+    view = View(pixels)
+    first = view.measure(mask)
+    kept = first.copy()
+    first[:] = 0
+    assert (view.measure(np.asfortranarray(mask)) == kept).all()
+    assert (View(pixels).measure(mask) == kept).all()
+    assert (view.measure(np.roll(mask, 8, axis=1)) != kept).any()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stages.appearance import COLOURS, Palette, look
+from stages.appearance import COLOURS, Palette
 from stages.wording import FITS, WORDS, disjoint, read_instruction
 
 RED = np.array([224, 32, 32], dtype=np.uint8)
@@ -49,13 +49,3 @@ def test_any_text_can_be_read(text: str) -> None:
     read = read_instruction(text)
     assert read.words.shape == (WORDS,)
     assert np.isfinite(read.fit(np.zeros((4, len(COLOURS)), dtype=np.float32), MIDDLE)).all()
-
-
-def test_the_look_of_a_mask_does_not_change_with_its_place_or_colour_but_with_its_shape() -> None:
-    pixels, mask = _scene()
-    moved, moved_mask = np.roll(pixels, 30, axis=1), np.roll(mask, 30, axis=1)
-    notched = mask.copy()
-    rows, columns = np.nonzero(mask)
-    notched[rows.min() : (rows.min() + rows.max()) // 2, columns.min() : (columns.min() + columns.max()) // 2] = False
-    assert np.allclose(look(pixels, mask), look(moved, moved_mask))
-    assert not np.allclose(look(pixels, mask), look(pixels, notched), atol=0.1)
