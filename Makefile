@@ -10,14 +10,15 @@ annotate: .venv/ready
 	@$(if $(DATASET),,echo "ivm-mix: say which dataset: make annotate DATASET=demo" >&2; exit 2)
 	@$(IVM_MIX) annotate --dataset "$(DATASET)" $(if $(PROFILE),--profile "$(PROFILE)") $(if $(OUTPUT),--output "$(OUTPUT)") \
 		$(if $(LIMIT),--limit "$(LIMIT)") $(if $(ADDRESS),--address "$(ADDRESS)") $(if $(UPDATE),--update) \
-		$(if $(FRESH),--fresh) $(if $(RETRY_REJECTS),--retry-rejects) $(if $(DRY_RUN),--dry-run)
+		$(if $(FRESH),--fresh) $(if $(RETRY_REJECTS),--retry-rejects) $(if $(DRY_RUN),--dry-run) \
+		$(if $(DISCRIMINATOR),--discriminator "$(DISCRIMINATOR)")
 
 status: .venv/ready
 	@$(IVM_MIX) status "$(RUN)"
 
 evaluate: .venv/ready
 	@$(if $(RUN),,echo "ivm-mix: say which run: make evaluate RUN=runs/demo" >&2; exit 2)
-	@$(IVM_MIX) evaluate "$(RUN)"
+	@$(IVM_MIX) evaluate "$(RUN)" $(if $(COMPARE),--compare)
 
 experts: .venv/ready
 	@$(IVM_MIX) experts $(if $(CHECK),--check) $(if $(PROFILE),--profile "$(PROFILE)")

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from manifests.manifest import Manifest, load_manifest
 from pipeline.config import Profile, load_profile, pin_experts
 from pipeline.errors import InputError, RunFailed
+from pipeline.given_discriminator import GivenDiscriminator
 from pipeline.lock import RunLock
 from pipeline.parts import AllParts, RunSpec
 from pipeline.plan import Plan, committed_plan, make_plan, plan_source
@@ -34,18 +35,22 @@ class Job:
     fresh: bool = False
     retry_rejects: bool = False
     dry_run: bool = False
+    discriminator: str | None = None
 
 
 def annotate(job: Job) -> int:
     """Runs every unit that has work left; returns the exit status, 0 or 1.
 
     Raises:
-        InputError: bad manifest, profile or OUTPUT, or committed work that would become stale.
+        InputError: bad manifest, profile, OUTPUT or discriminator, or committed work that would become stale.
     """
     manifest, profile = load_manifest(job.dataset), pin_experts(load_profile(job.profile))
     if job.limit is not None and job.limit < 1:
         raise InputError(f"--limit {job.limit}: give a number of pairs, 1 or more")
     store = RunStore(job.output or f"runs/{manifest.name}")
+    given = GivenDiscriminator.read(job.discriminator, store.output) if job.discriminator else None
+    if given:
+        profile = profile.model_copy(update={"discriminator_from": given.origin})
     if job.dry_run:
         return estimate(store, manifest, profile, job)
     store.check_writable()
@@ -59,6 +64,8 @@ def annotate(job: Job) -> int:
         description = run_description(manifest, profile, job.limit, units)
         reconcile(store, draft, plan, units, description, job.update)
         spec = RunSpec(store.output, manifest, profile, plan)
+        if given:
+            given.commit(spec, store)
         parts = run(spec, store, job)
         print_summary(parts, store)
     excess = excessive_rejects(parts)

@@ -54,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _evaluate(run: str) -> int:
+def _evaluate(run: str, compare: bool) -> int:
     # Imported here because it brings Ray and scikit-learn, which take seconds.
     from pipeline.evaluate import evaluate
 
-    evaluate(run)
+    evaluate(run, compare)
     return 0
 
 
@@ -98,7 +98,11 @@ def _parser() -> argparse.ArgumentParser:
     job.add_argument("--update", action="store_true", help="redo what changed settings make stale")
     job.add_argument("--fresh", action="store_true", help="delete the run first and start over")
     job.add_argument("--retry-rejects", action="store_true", help="try the rejected items again")
-
+    job.add_argument(
+        "--discriminator",
+        metavar="RUN",
+        help="score with the discriminator that this run trained (its folder or URI), instead of training one",
+    )
     job.add_argument("--dry-run", action="store_true", help="only say what the language model would cost")
 
     status = commands.add_parser("status", help="what a run holds and whether it is live, from its files alone")
@@ -106,6 +110,10 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluation = commands.add_parser("evaluate", help="how good a run's masks and scores are, on its labelled pairs")
     evaluation.add_argument("run", metavar="RUN", help="the run's folder or URI")
+
+    evaluation.add_argument(
+        "--compare", action="store_true", help="also train discriminators of other objectives, and a naive one, beside"
+    )
 
     experts = commands.add_parser("experts", help="the experts, what they need, and which are available")
     experts.add_argument("--check", action="store_true", help="load every expert of the profile, run it on one photo")

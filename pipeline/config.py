@@ -48,15 +48,24 @@ class Pools(Config):
     labels: Pool = Pool()
 
 
+class DiscriminatorFrom(Config):
+    """Whose discriminator the run has instead of one of its own: the run at `run`, and the discriminator's `id`."""
+
+    run: str
+    id: str
+
+
 class Profile(Config):
     """What `PROFILE=` names. `shard_pairs`: a shard closes at the first image that fills it. `max_reject_share`:
-    share of pairs in [0, 1] that may be rejected before the run counts as failed (exit status 1)."""
+    share of pairs in [0, 1] that may be rejected before the run counts as failed (exit status 1).
+    `discriminator_from` is not a user's to set: `annotate --discriminator` notes it there."""
 
     shard_pairs: int = Field(256, ge=1)
     max_reject_share: float = Field(0.05, ge=0, le=1)
     instruct: InstructConfig = InstructConfig()
     experts: dict[str, ExpertEntry] = Field(min_length=1)
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    discriminator_from: DiscriminatorFrom | None = None
     weight: WeightConfig = WeightConfig()
     fusion: FusionConfig = FusionConfig()
     pools: Pools = Pools()
@@ -91,6 +100,8 @@ def load_profile(profile: str) -> Profile:
         loaded = Profile.model_validate(replace_variables(path, "", raw))
     except ValidationError as error:
         raise InputError(f"{path}: {validation_problem(error)}") from error
+    if loaded.discriminator_from:
+        raise InputError(f"{path}: unknown key 'discriminator_from'; remove it and say --discriminator RUN")
     for name in loaded.experts:
         try:
             _check_expert(loaded, name)

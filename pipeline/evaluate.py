@@ -13,12 +13,13 @@ from pipeline.parts import AllParts, RunSpec
 from pipeline.schemas import LABELLED
 from pipeline.status import open_run
 from pipeline.store import RunStore, table_file
+from pipeline.train import gather
 from pipeline.unit_workers import of_pairs, read_candidates
 from pipeline.units import SAMPLES, SCORES
 from stages.base import Row, group_by
+from stages.comparison import trained_otherwise
 from stages.evaluation import (
     BINS,
-    SCORERS,
     answer_table,
     judge_answers,
     judge_masks,
@@ -26,6 +27,7 @@ from stages.evaluation import (
     quantity_over_d,
     scorer_table,
 )
+from stages.examples import training_pairs
 
 EVALUATION = "evaluation.json"
 """Its tables are lists of rows, null where a figure cannot be told; see `stages.evaluation` for the columns."""
@@ -35,15 +37,18 @@ EVALUATION = "evaluation.json"
 class Judged:
     """Figures of the shards so far: a few numbers per labelled pair and candidate, and no mask."""
 
-    pairs: int = 0
+    pairs: set[str] = field(default_factory=set)
     answers: list[pd.DataFrame] = field(default_factory=list)
     rules: list[pd.DataFrame] = field(default_factory=list)
     masks: list[pd.DataFrame] = field(default_factory=list)
     quantity: pd.Series = field(default_factory=lambda: quantity_over_d([], []))
 
 
-def evaluate(run: str) -> None:
+def evaluate(run: str, compare: bool = False) -> None:
     """Prints the tables of a run and writes them into it, shard by shard over what is committed up to the scores.
+
+    With `compare` the scorers are also compared with `stages.comparison.trained_otherwise`, all on the masks that these
+    train on, at most `max_pairs` pairs'.
 
     Raises:
         InputError: there is no run, nothing in it is scored yet, or no pair of it has a human mask.
@@ -58,14 +63,16 @@ def evaluate(run: str) -> None:
         judge_shard(spec, store, parts.units[SCORES].inputs, shard, judged)
     if not judged.pairs:
         raise InputError(f"{run}: none of its pairs has a human mask, and without one nothing can be evaluated")
+    if compare and judged.masks:
+        judged.masks = [train_others(spec, store, judged, shards)]
     tables = make_tables(judged)
     described = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
     rule = spec.profile.fusion.rule
     store.write_json(
         EVALUATION,
-        {"labelled_pairs": judged.pairs, "shards": len(shards), "of_shards": total, "fusion": rule, **described},
+        {"labelled_pairs": len(judged.pairs), "shards": len(shards), "of_shards": total, "fusion": rule, **described},
     )
-    _print(tables, judged.pairs, rule)
+    _print(tables, len(judged.pairs), rule)
     if len(shards) < total:
         print(f"\n{total - len(shards)} of {total} shards are not scored yet and are left out")
     print(f"\n{store.output}/{EVALUATION}")
@@ -97,10 +104,23 @@ def judge_shard(spec: RunSpec, store: RunStore, inputs: tuple[str, ...], shard: 
         answers += judge_answers(sample, candidates, of_candidate, spec.profile.experts, spec.profile.fusion)
         rules += judge_rules(sample, candidates, of_candidate)
         masks += judge_masks(sample, candidates, of_candidate)
-    judged.pairs += len(labelled)
+    judged.pairs |= {sample["uuid"] for sample in labelled}
     for kept, rows in ((judged.answers, answers), (judged.rules, rules), (judged.masks, masks)):
         if rows:
             kept.append(pd.DataFrame(rows))
+
+
+def train_others(spec: RunSpec, store: RunStore, judged: Judged, shards: list[int]) -> pd.DataFrame:
+    """The judged masks that are trained on, with the column of each discriminator that the run did not use."""
+    config = spec.profile.discriminator
+    print("training other discriminators …", file=sys.stderr, flush=True)
+    found = gather(spec, store, training_pairs(judged.pairs, config.max_pairs), shards)
+    masks, others = pd.concat(judged.masks), trained_otherwise(found, config)
+    if not others:
+        print("too few pairs have a human mask to train other discriminators", file=sys.stderr)
+        return masks
+    masks = masks[masks["candidate_id"].isin({one.candidate_id for one in found})]
+    return masks.assign(**{name: masks["candidate_id"].map(d) for name, d in others.items()})
 
 
 def make_tables(judged: Judged) -> dict[str, pd.DataFrame]:
@@ -124,19 +144,26 @@ def _print(tables: dict[str, pd.DataFrame], pairs: int, rule: str) -> None:
     print("\nall experts fused by each rule:")
     print(_text(tables["fusion_rules"][["label", "mean IoU", "cIoU", "P@0.5", "P@0.7", "P@0.9"]]))
     if not tables["scorers"].empty:
-        wide = tables["scorers"].pivot(index="expert", columns="scorer", values=["spearman", "auc"])
-        of_expert = tables["scorers"].groupby("expert", sort=False)[["masks", "good", "std"]].max()
-        wide = wide.reindex(of_expert.index)
-        named = [
-            wide[(figure, scorer)].rename(f"{sign} {scorer}")
-            for figure, sign in (("spearman", "ρ"), ("auc", "AUC"))
-            for scorer in SCORERS
-        ]
         print("\nmachine masks only: rank correlation ρ with true IoU, and AUC of IoU ≥ 0.75 (good):")
-        print(_text(pd.concat([of_expert, *named], axis=1).reset_index()))
+        print(_text(_by_expert(tables["scorers"])))
     if "quantity_over_d" in tables:
         print("\nnumber of masks by d, from each bin's lower end on:")
         print(_text(tables["quantity_over_d"]))
+
+
+def _by_expert(scorers: pd.DataFrame) -> pd.DataFrame:
+    """One column per expert, so that scorers stand one below the other."""
+    experts, names = scorers["expert"].unique(), scorers["scorer"].unique()
+    # A scorer may not know all masks; one of them does.
+    complete = scorers.loc[scorers.groupby("expert")["masks"].idxmax()].set_index("expert")
+    shown = {"masks": "{:.0f}", "good": "{:.3f}", "std": "{:.3f}"}
+    named = [pd.DataFrame({key: complete[key].map(form.format) for key, form in shown.items()}).T]
+    for figure, sign in (("spearman", "ρ"), ("auc", "AUC")):
+        wide = scorers.pivot(index="scorer", columns="expert", values=figure).reindex(names)
+        named.append(
+            wide.map(lambda value: "-" if pd.isna(value) else f"{value:.3f}").rename(index=f"{sign} {{}}".format)
+        )
+    return pd.concat(named)[experts].rename_axis("", axis=0).reset_index()
 
 
 def _text(table: pd.DataFrame) -> Any:

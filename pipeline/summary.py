@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.config import DiscriminatorFrom
 from pipeline.ledger import ledger_table
 from pipeline.parts import AllParts
 from pipeline.store import DISCRIMINATOR, LEDGER, RUN_FILE, Marker, RunStore
@@ -72,7 +73,8 @@ def print_summary(parts: AllParts, store: RunStore) -> None:
     """Prints what the run holds, how good its masks are where that can be told, and where it lies."""
     print(unit_table(parts).to_string(index=False))
     if parts.markers[DISCRIMINATOR]:
-        print(f"\n{_discriminator_line(store.read_json(f'{DISCRIMINATOR}/metrics.json'))}")
+        metrics = store.read_json(f"{DISCRIMINATOR}/metrics.json")
+        print(f"\n{_discriminator_line(metrics, parts.spec.profile.discriminator_from)}")
     labels = label_table(parts.markers[LABELS])
     if labels is not None:
         print("\nlabels against human masks, on labelled pairs (no mask counts as 0):")
@@ -88,11 +90,16 @@ def count_rejects(markers: dict[int, Marker]) -> int:
     return sum(marker.rejects for marker in markers.values())
 
 
-def _discriminator_line(metrics: dict[str, Any] | None) -> str:
+def _discriminator_line(metrics: dict[str, Any] | None, given: DiscriminatorFrom | None) -> str:
     if metrics is None:
-        return "no discriminator, because too few pairs have a human mask to train it on: d and weight are null"
-    told = [f"{name} {metrics[key]:.3f}" for key, name in _METRICS.items() if metrics[key] is not None]
-    return f"discriminator, on images it has not trained on: {', '.join(told)}"
+        return (
+            "no discriminator, because too few pairs have a human mask to train it on: d and weight are null; "
+            "to score with another run's, say --discriminator RUN --update (DISCRIMINATOR=RUN UPDATE=1)"
+        )
+    told = ", ".join(f"{name} {metrics[key]:.3f}" for key, name in _METRICS.items() if metrics[key] is not None)
+    if given:
+        return f"discriminator of {given.run}, on images of that run that it has not trained on: {told}"
+    return f"discriminator, on images it has not trained on: {told}"
 
 
 def excessive_rejects(parts: AllParts) -> list[str]:

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -12,7 +12,7 @@ from pipeline.parts import Parts, RunSpec
 from pipeline.schemas import LABELLED
 from pipeline.store import DISCRIMINATOR, Marker, RunStore, marker_file, table_file
 from pipeline.unit_workers import of_pairs, read_candidates
-from pipeline.units import SAMPLES
+from pipeline.units import SAMPLES, SCORES
 from stages.discriminator import train
 from stages.examples import Example, examples, training_pairs
 from stages.load import read_images
@@ -25,7 +25,7 @@ def train_discriminator(spec: RunSpec) -> None:
     config = spec.profile.discriminator
     parts = Parts(spec, store.marker)
     unit = parts.units[DISCRIMINATOR]
-    found = gather(spec, store, training_pairs(_labelled(spec, store), config.max_pairs))
+    found = gather(spec, store, training_pairs(_labelled(spec, store), config.max_pairs), range(len(spec.plan.shards)))
     written = {}
     with tempfile.TemporaryDirectory() as folder:
         # Folds that an interrupted training finished: `train` tells whether they are of these examples.
@@ -52,12 +52,12 @@ def _keep(store: RunStore, file: Path) -> None:
     store.write(f"{DISCRIMINATOR}/{file.name}", file.read_bytes())
 
 
-def gather(spec: RunSpec, store: RunStore, pairs: set[str]) -> list[Example]:
-    """Training examples of these pairs, from the shards in order."""
+def gather(spec: RunSpec, store: RunStore, pairs: set[str], shards: Iterable[int]) -> list[Example]:
+    """Training examples of these pairs, from these shards in order."""
     reader = open_reader(spec.manifest)
-    candidates = Parts(spec, store.marker).units[DISCRIMINATOR].inputs
+    candidates = Parts(spec, store.marker).units[SCORES].inputs
     found: list[Example] = []
-    for shard in range(len(spec.plan.shards)):
+    for shard in shards:
         rows = store.read_table(table_file(SAMPLES, shard)).to_pylist()
         samples = [row for row in rows if row["uuid"] in pairs]
         if not samples:

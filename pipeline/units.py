@@ -51,9 +51,14 @@ def units_of(profile: Profile, manifest: Manifest) -> dict[str, Unit]:
         units.append(Unit(f"{CANDIDATES_PREFIX}{name}", (SAMPLES,), config, entry.pool))
     candidates = tuple(unit.name for unit in units[1:])
     weight = {"weight": profile.weight.model_dump()}
-    learned, fused = profile.discriminator.model_dump(), weight | {"fusion": profile.fusion.model_dump()}
+    fused = weight | {"fusion": profile.fusion.model_dump()}
+    if given := profile.discriminator_from:
+        # It is what it is, wherever it was copied from and whatever this run holds.
+        units.append(_staged(DISCRIMINATOR, (), {"id": given.id}, pools.discriminator))
+    else:
+        learned = profile.discriminator.model_dump()
+        units.append(_staged(DISCRIMINATOR, (SAMPLES, *candidates), learned, pools.discriminator))
     units += [
-        _staged(DISCRIMINATOR, (SAMPLES, *candidates), learned, pools.discriminator),
         _staged(SCORES, (SAMPLES, *candidates, DISCRIMINATOR), weight, pools.scores),
         _staged(LABELS, (SAMPLES, *candidates, DISCRIMINATOR, SCORES), fused, pools.labels),
     ]

@@ -111,14 +111,10 @@ def train(
         `stages.calibration.metrics`; or None, and nothing is written, where the labelled images are so few that a fold
         would be left without human or machine masks to train on.
     """
-    folds = np.array([fold_of(example.image, config.folds) for example in found])
-    sides = np.array([_side(example) for example in found])
-    if not all(np.isin((1, 0), sides[folds != fold]).all() for fold in range(config.folds)):
+    if not enough(found, config.folds):
         return None
-    import torch
-
     from stages.calibration import metrics
-    from stages.discriminator_model import Net, Targets, fit
+    from stages.discriminator_model import Net
 
     found = [*found, *absences(found, config.folds, config.seed)]
     folds = np.array([fold_of(example.image, config.folds) for example in found])
@@ -128,19 +124,40 @@ def train(
         path = weights_file(folder, fold)
         net = Net.load(path, made_from) if path.exists() else None
         if net is None:
-            learn = [example for example, of in zip(found, folds, strict=True) if of != fold]
-            targets = Targets(
-                torch.tensor([_side(example) for example in learn]), torch.tensor([example.iou for example in learn])
-            )
-            net = fit(_rows(learn), targets, config.objective, config.prior, config.epochs, config.seed + fold)
+            net = fit_fold(found, config, fold)
             net.save(path, made_from)
             finished(path)
         if (held := folds == fold).any():
-            scores[held] = net.predict(_rows([found[k] for k in np.flatnonzero(held)]))
+            scores[held] = predict(net, [found[k] for k in np.flatnonzero(held)])
     figures = metrics(found, scores, config.folds)
     (folder / "config.json").write_text(config.model_dump_json(indent=1), encoding="utf-8")
     (folder / "metrics.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return figures
+
+
+def enough(found: Sequence[Example], folds: int) -> bool:
+    """Whether without any one fold there are still human and experts' masks to train on."""
+    fold = np.array([fold_of(example.image, folds) for example in found])
+    sides = np.array([_side(example) for example in found])
+    return all(np.isin((1, 0), sides[fold != held]).all() for held in range(folds))
+
+
+def fit_fold(found: Sequence[Example], config: DiscriminatorConfig, fold: int) -> "Net":
+    """The model of a fold, trained on just these examples, those of the fold's own images left out."""
+    import torch
+
+    from stages.discriminator_model import Targets, fit
+
+    learn = [example for example in found if fold_of(example.image, config.folds) != fold]
+    targets = Targets(
+        torch.tensor([_side(example) for example in learn]), torch.tensor([example.iou for example in learn])
+    )
+    return fit(_rows(learn), targets, config.objective, config.prior, config.epochs, config.seed + fold)
+
+
+def predict(net: "Net", found: Sequence[Example]) -> np.ndarray:
+    """d and quality in [0, 1], float32 (n, 2), of n examples, at least one, by one model."""
+    return net.predict(_rows(found))
 
 
 def _rows(found: Sequence[Example]) -> "Rows":

@@ -15,7 +15,8 @@ from stages.fuse import FusionConfig, Rule, fuse
 
 FUSED, BEST = "fused", "best"
 RULES: tuple[str, ...] = tuple(name for part in get_args(Rule) for name in get_args(part))
-SCORERS = ("d", "quality", "score", "agreement")
+SCORERS = ("d", "quality", "score", "agreement", "softmin")
+"""What `judge_masks` tells of a mask; a table of masks may have columns of more."""
 EVERY = "all"
 """`expert` of the rows that are about all experts' masks together."""
 BINS = 10
@@ -25,6 +26,8 @@ _THRESHOLDS, _TOP = (0.5, 0.7, 0.9), (1, 5, 10)
 _HIT = 0.5
 _GOOD = 0.75
 _MISS = np.inf
+_SOFTNESS = 0.1
+"""Temperature of softmin; the authors' default."""
 
 
 def judge_answers(
@@ -75,27 +78,52 @@ def judge_masks(sample: Row, candidates: Sequence[Row], scores: Mapping[str, Row
     """Each candidate of one labelled pair with its true IoU and what says how good it is; for `scorer_table`.
 
     `score` is the expert's own; `agreement` the mean over the other experts of the best IoU with a mask of theirs,
-    None where no other expert answered. Arguments as of `judge_answers`.
+    `softmin` is `label_quality` by the other experts' vote; both are None where no other expert answered. Arguments as
+    of `judge_answers`.
     """
     ious = _iou_with(candidates, sample["human_mask"])
     cells = [row["mask"] for row in candidates]
     overlap = _ious(cells, cells)
     experts = np.array([row["expert"] for row in candidates], dtype=object)
+    # One vote per expert, however many masks it has.
+    votes = {
+        name: np.mean([decode_rle(row["mask"]) for row in rows], axis=0, dtype=np.float32)
+        for name, rows in group_by(candidates, "expert").items()
+    }
     judged = []
     for k, row in enumerate(candidates):
-        others = [overlap[k, experts == name].max() for name in set(experts) - {row["expert"]}]
+        others = [name for name in votes if name != row["expert"]]
+        agreed = [overlap[k, experts == name].max() for name in others]
         score = scores.get(row["candidate_id"], {})
         judged.append(
             {
+                "candidate_id": row["candidate_id"],
                 "expert": row["expert"],
                 "iou": ious[row["candidate_id"]],
                 "d": score.get("d"),
                 "quality": score.get("quality"),
                 "score": row["score"],
-                "agreement": float(np.mean(others)) if others else None,
+                "agreement": float(np.mean(agreed)) if others else None,
+                "softmin": label_quality(decode_rle(row["mask"]), np.mean([votes[name] for name in others], axis=0))
+                if others
+                else None,
             }
         )
     return judged
+
+
+def label_quality(mask: np.ndarray, foreground: np.ndarray) -> float:
+    """How far a mask agrees with a model's pixel probabilities, in [0, 1]; the least agreeing pixels decide.
+
+    Softmin over pixels of P(the label given), with temperature 0.1: the label quality score for semantic segmentation
+    of Lad and Mueller (arXiv 2307.05080).
+
+    Args:
+        mask: bool (height, width), the label.
+        foreground: float (height, width), P(foreground) in [0, 1].
+    """
+    given = np.where(mask, foreground, 1 - foreground)
+    return float(np.average(given, weights=np.exp(-given / _SOFTNESS)))
 
 
 def answer_table(answers: pd.DataFrame) -> pd.DataFrame:
@@ -127,15 +155,19 @@ def answer_table(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def scorer_table(masks: pd.DataFrame) -> pd.DataFrame:
-    """How well each of `SCORERS` ranks machine masks, over all experts' and within each; NaN where it cannot be told.
+    """How well each scorer ranks machine masks, over all experts' and within each; NaN where it cannot be told.
 
     `masks`: how many the scorer has a value for; `good`: share of them with true IoU ≥ 0.75; `spearman`: rank
     correlation of the value with the true IoU; `auc`: of the value for telling the good ones. `std`: standard deviation
     of the true IoU, without which there is nothing to rank.
+
+    Args:
+        masks: rows of `judge_masks`, with a column more for each further scorer.
     """
     rows = []
+    scorers = [name for name in masks.columns if name not in ("candidate_id", "expert", "iou")]
     for expert, found in [(EVERY, masks), *masks.groupby("expert", sort=False)]:
-        for scorer in SCORERS:
+        for scorer in scorers:
             known = found[[scorer, "iou"]].dropna().astype(float)
             value, iou = known[scorer].to_numpy(), known["iou"].to_numpy()
             good = iou >= _GOOD

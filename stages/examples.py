@@ -35,7 +35,7 @@ class Example:
     `stages.corruptions.CORRUPTIONS` or, if `machine`, the expert. `kind` says what the instruction is: `OWN`, the one
     it was made for; `OTHER`, another one of the image; `ABSENT`. `figures` are `stages.measures.View.measure` of the
     mask, float32, shared by its examples. `iou` is its true IoU with the human mask of this instruction, 0 where the
-    target is absent.
+    target is absent. `candidate_id` is that of an expert's mask, empty for others.
     """
 
     image: str
@@ -46,6 +46,7 @@ class Example:
     kind: str
     figures: np.ndarray
     iou: float
+    candidate_id: str = ""
 
 
 class _Drawn(NamedTuple):
@@ -55,6 +56,7 @@ class _Drawn(NamedTuple):
     machine: bool
     pair: int
     mask: np.ndarray
+    candidate_id: str = ""
 
 
 def fold_of(image: str, folds: int) -> int:
@@ -99,7 +101,9 @@ def examples(samples: Iterable[Row], candidates: Iterable[Row], encoded: Mapping
                 k = (drawn.pair + step) % len(pairs)
                 kind, iou = OTHER if step else OWN, mask_iou(drawn.mask, humans[k])
                 text, source = pairs[k]["instruction"], pairs[drawn.pair]["source"]
-                found.append(Example(image, source, text, drawn.maker, drawn.machine, kind, figures, iou))
+                found.append(
+                    Example(image, source, text, drawn.maker, drawn.machine, kind, figures, iou, drawn.candidate_id)
+                )
     return found
 
 
@@ -110,7 +114,7 @@ def _drawn(
     for k, (pair, human) in enumerate(zip(pairs, humans, strict=True)):
         yield _Drawn(HUMAN, False, k, human)
         for row in of_pair[pair["uuid"]]:
-            yield _Drawn(row["expert"], True, k, decode_rle(row["mask"]))
+            yield _Drawn(row["expert"], True, k, decode_rle(row["mask"]), row["candidate_id"])
         wrong = list(corrupted(human, [*humans[:k], *humans[k + 1 :]], rng))
         for chosen in rng.permutation(len(wrong))[:_CORRUPTIONS]:
             yield _Drawn(wrong[chosen][0], False, k, wrong[chosen][1])

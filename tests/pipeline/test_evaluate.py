@@ -20,7 +20,8 @@ class HandMade:
 
     def __init__(self, manifest, output):
         plan = Plan(source=None, shards=[{"pairs": 2, "sha256": name} for name in ("x", "y")])
-        profile = Profile.model_validate({"experts": {"a": {"expert": "shapes"}, "b": {"expert": "regions"}}})
+        experts = {"a": {"expert": "shapes"}, "b": {"expert": "regions"}}
+        profile = Profile.model_validate({"experts": experts, "discriminator": {"folds": 2, "epochs": 1}})
         self.store = RunStore(str(output))
         self.spec = RunSpec(self.store.output, load_manifest(manifest), profile, plan)
         self.store.write_json(PLAN_INDEX, plan.model_dump())
@@ -42,7 +43,9 @@ class HandMade:
         human = encode_rle(HUMAN) if branch == LABELLED else None
         pairs = [f"{shard}{k}" for k in range(2)]
         common = {"branch": branch, "source": "drawn", "instruction": "the cup", "human_mask": human}
-        self.commit("samples", shard, [common | {"uuid": uuid} for uuid in pairs], SAMPLES)
+        common |= {"width": 120, "height": 90}
+        rows = [common | {"uuid": uuid, "image": f"{shard}{k}.png"} for k, uuid in enumerate(pairs)]
+        self.commit("samples", shard, rows, SAMPLES)
         self.commit("candidates/a", shard, [_found(pairs[0], "a", HUMAN), _found(pairs[1], "a", HALF)], CANDIDATES)
         self.commit("candidates/b", shard, [_found(pairs[0], "b", ASIDE)], CANDIDATES)
         self.commit(DISCRIMINATOR, 0)
@@ -85,6 +88,17 @@ def test_figures_are_over_all_shards_on_screen_and_in_the_file(run, capsys):
     screen = capsys.readouterr().out
     for words in ("masks of 4 labelled pairs", "fused by each rule", "ρ quality", "AUC agreement", EVALUATION):
         assert words in screen
+
+
+def test_compare_adds_discriminators_that_the_run_did_not_use_on_the_same_masks(run, capsys):
+    run.commit_shard(0)
+    run.commit_shard(1)
+    assert main(["evaluate", run.store.output, "--compare"]) == 0
+    masks = {
+        row["scorer"]: row["masks"] for row in run.store.read_json(EVALUATION)["scorers"] if row["expert"] == "all"
+    }
+    assert masks["d nnpu"] == masks["d"] == masks["quality"] == 6
+    assert "ρ d nnpu" in capsys.readouterr().out
 
 
 def test_shards_that_are_not_scored_are_left_out_and_said(run, capsys):

@@ -56,6 +56,26 @@ def test_another_image_root_makes_everything_stale(profile):
     assert changes.stale == tuple(units_of(profile))
 
 
+def test_a_given_discriminator_makes_what_reads_it_stale_wherever_it_was_copied_from(profile):
+    def given(run, id):
+        return units_of(changed(profile, discriminator_from={"run": run, "id": id}))
+
+    first = given("runs/demo", "small@1")
+    derived = ("discriminator", "scores", "labels")
+    assert compare(describe(units_of(profile)), first).stale == derived
+    assert compare(describe(first), given("runs/demo", "small@2")).stale == derived
+    assert compare(describe(first), units_of(profile)).stale == derived
+    assert compare(describe(first), given("s3://bucket/demo", "small@1")).stale == ()
+
+
+def test_a_new_expert_leaves_a_given_discriminator_as_it_is(profile):
+    given = {"discriminator_from": {"run": "runs/demo", "id": "small@1"}}
+    changes = compare(
+        describe(units_of(changed(without(profile, "text"), **given))), units_of(changed(profile, **given))
+    )
+    assert (changes.stale, changes.grown) == ((), ("scores", "labels"))
+
+
 def test_more_workers_change_nothing(profile):
     more = changed(profile, pools={"samples": {"workers": 4}})
     assert fingerprints(units_of(more)) == fingerprints(units_of(profile))

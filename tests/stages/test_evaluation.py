@@ -10,6 +10,7 @@ from stages.evaluation import (
     judge_answers,
     judge_masks,
     judge_rules,
+    label_quality,
     quantity_over_d,
     scorer_table,
 )
@@ -97,6 +98,25 @@ def test_agreement_is_the_mean_of_the_best_iou_with_each_other_expert() -> None:
     assert [row["agreement"] for row in judged] == pytest.approx([0.25, 0.25, 0.5, 0.5])
     assert [row["iou"] for row in judged] == pytest.approx([1, 0.5, 0, 0])
     assert judge_masks(_pair("u", HUMAN), [HALF, ASIDE], {})[0]["agreement"] is None
+
+
+def test_softmin_is_the_mean_probability_of_the_label_with_the_least_likely_pixels_weighing_most() -> None:
+    mask = np.array([[True, False]])
+    assert label_quality(mask, np.array([[1.0, 0.0]])) == pytest.approx(1)
+    assert label_quality(~mask, np.array([[1.0, 0.0]])) == pytest.approx(0)
+    weights = np.exp([-0.4 / 0.1, -0.8 / 0.1])
+    expected = (weights @ [0.4, 0.8]) / weights.sum()
+    assert label_quality(mask, np.array([[0.4, 0.2]])) == pytest.approx(expected)
+    assert 0.4 < expected < 0.42
+
+
+def test_softmin_is_by_the_other_experts_vote_one_for_each_however_many_masks_it_has() -> None:
+    third = candidate("u", "c", HUMAN, "cup")
+    exact, half, _, _ = judge_masks(_pair("u", HUMAN), [EXACT, HALF, ASIDE, third], {})
+    vote = (HUMAN + (_mask(*range(5)) + 0.0 + _mask(*range(20, 40))) / 2) / 2
+    assert exact["softmin"] == pytest.approx(label_quality(HUMAN, vote), abs=1e-5)
+    assert half["softmin"] == pytest.approx(label_quality(_mask(*range(5)), HUMAN + 0.0), abs=1e-5)
+    assert judge_masks(_pair("u", HUMAN), [HALF, ASIDE], {})[0]["softmin"] is None
 
 
 def test_scorers_are_compared_over_all_masks_and_within_each_expert() -> None:

@@ -1,0 +1,80 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawn_shard import draw_shard
+from sklearn.metrics import roc_auc_score
+
+from stages.comparison import NAIVE, human_or_machine, out_of_fold, trained_otherwise
+from stages.discriminator import Discriminator, DiscriminatorConfig, predict, train
+from stages.examples import HUMAN, OWN, Example, examples, fold_of
+
+CONFIG = DiscriminatorConfig(folds=2, epochs=8)
+
+
+@pytest.fixture(scope="module")
+def found() -> list[Example]:
+    return examples(*draw_shard(40))
+
+
+@pytest.fixture(scope="module")
+def others(found: list[Example]) -> dict[str, dict[str, float]]:
+    return trained_otherwise(found, CONFIG)
+
+
+def test_every_experts_mask_gets_a_d_from_each_discriminator_that_the_run_did_not_use(
+    found: list[Example], others: dict[str, dict[str, float]]
+) -> None:
+    assert list(others) == ["d nnpu", NAIVE]
+    machine = {one.candidate_id for one in found if one.machine}
+    assert len(machine) == 160
+    for values in others.values():
+        assert set(values) == machine
+        assert all(0 <= d <= 1 for d in values.values())
+        assert len(set(values.values())) > 10
+
+
+def test_the_objective_that_the_run_used_is_not_trained_again(found: list[Example]) -> None:
+    used = CONFIG.model_copy(update={"objective": "nnpu", "epochs": 1})
+    assert list(trained_otherwise(found, used)) == ["d pn", NAIVE]
+
+
+def test_d_of_another_objective_is_what_a_run_with_that_objective_would_have_given(
+    found: list[Example], others: dict[str, dict[str, float]], tmp_path: Path
+) -> None:
+    train(found, CONFIG.model_copy(update={"objective": "nnpu"}), tmp_path)
+    nets = Discriminator.load(tmp_path).nets
+    for one in [one for one in found if one.machine and one.kind == OWN][:20]:
+        [(d, _)] = predict(nets[fold_of(one.image, CONFIG.folds)], [one])
+        assert others["d nnpu"][one.candidate_id] == pytest.approx(d, abs=1e-5)
+
+
+def test_the_naive_one_sees_human_and_experts_masks_of_different_images_of_every_fold_and_no_true_iou(
+    found: list[Example],
+) -> None:
+    chosen = human_or_machine(found, CONFIG.folds)
+    human, machine = ({one.image for one in chosen if (one.maker == HUMAN) == side} for side in (True, False))
+    assert human and machine and not human & machine
+    assert all(one.machine != (one.maker == HUMAN) and one.kind == OWN for one in chosen)
+    assert {(one.maker == HUMAN, one.iou) for one in chosen} == {(True, 1.0), (False, 0.0)}
+    for images in (human, machine):
+        assert {fold_of(image, CONFIG.folds) for image in images} == set(range(CONFIG.folds))
+
+
+def test_scores_come_from_a_model_that_did_not_train_on_the_image(found: list[Example]) -> None:
+    # As noise that only the same image repeats: a model that trained on the image could tell, another cannot.
+    rng = np.random.default_rng(0)
+    noise = []
+    for k in range(90):
+        figures = rng.normal(size=len(found[0].figures)).astype(np.float32)
+        one = dataclasses.replace(
+            found[0], image=f"{k}.png", figures=figures, maker=(HUMAN, "a")[k % 2], machine=k % 2 == 1
+        )
+        noise += [one] * 4
+    d = out_of_fold(noise, noise, DiscriminatorConfig(folds=2, epochs=20))[:, 0]
+    assert 0.25 < roc_auc_score([one.maker == HUMAN for one in noise], d) < 0.75
+
+
+def test_too_few_images_give_no_discriminator() -> None:
+    assert trained_otherwise(examples(*draw_shard(1)), CONFIG) == {}
