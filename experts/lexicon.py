@@ -130,6 +130,43 @@ def read_phrase(phrase: str) -> Words:
     )
 
 
+_PLURALS = {
+    "knives": "knife", "leaves": "leaf", "shelves": "shelf", "loaves": "loaf", "halves": "half", "scarves": "scarf",
+    "people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse", "feet": "foot",
+    "teeth": "tooth", "geese": "goose",
+}  # fmt: skip
+
+
+def singular(word: str) -> str:
+    """The singular of an English noun in lower case; what looks like none is given back as it is."""
+    if word in _PLURALS:
+        return _PLURALS[word]
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith(("xes", "ches", "shes", "sses", "toes")):
+        return word[:-2]
+    return word if word.endswith(("ss", "us", "is")) else word.removesuffix("s")
+
+
+_GENERIC = {"object", "thing", "something", "anything", "item", "one", "stuff"}
+_NO_NOUN = {
+    *PROTOTYPES, *_ALIASES, *_SMALL, *_LARGE, *_POSITIONS,
+    "the", "a", "an", "this", "that", "further", "furthest", "closer",
+}  # fmt: skip
+
+
+def noun(words: Words) -> str:
+    """The last word of the head that tells more than colour, size or place, in the singular: mostly a noun.
+
+    "" if there is none, or one that any object goes by.
+    """
+    # An orange, not something orange, where no noun follows.
+    if words.head and singular(words.head[-1]) in PROTOTYPES:
+        return singular(words.head[-1])
+    name = next((singular(word) for word in reversed(words.head) if word not in _NO_NOUN), "")
+    return "" if name in _GENERIC else name
+
+
 def to_lab(rgb: np.ndarray) -> np.ndarray:
     """uint8 RGB (height, width, 3) as CIELAB float32: L in [0, 100], a and b about [-110, 110]."""
     return cv2.cvtColor(rgb.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)

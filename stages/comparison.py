@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import get_args
 
 import numpy as np
+import torch
 
-from stages.discriminator import DiscriminatorConfig, enough, fit_fold, predict
+from stages.discriminator import DiscriminatorConfig, Lesson, enough, fit_fold, prepare
 from stages.examples import HUMAN, OWN, Example, absences, fold_of
 from stages.objectives import Objective
 
@@ -16,48 +17,59 @@ NAIVE = "d naive"
 def trained_otherwise(found: Sequence[Example], config: DiscriminatorConfig) -> dict[str, dict[str, float]]:
     """d of each expert's mask by `candidate_id`, out of fold, from each discriminator that the run might have had.
 
-    `d <objective>` is trained as the run's own, by an objective that it did not use. `NAIVE` tells `human_or_machine`.
-    One that the examples are too few for is left out.
+    `d <objective>` is trained as the run's own, by an objective that it did not use; `NAIVE` as `naive_d` says. Where
+    the examples are too few, there is none.
 
     Args:
         found: examples of `stages.examples.examples`.
         config: the run's.
     """
-    learned = [*found, *absences(found, config.folds, config.seed)]
+    if not enough(found, config.folds):
+        return {}
+    every = [*found, *absences(found, config.folds, config.seed)]
+    lesson = prepare(every, config.folds)
+    asked = np.array([one.machine and one.kind == OWN for one in every])
     others = [name for name in get_args(Objective) if name != config.objective]
-    ways = {f"d {name}": (learned, config.model_copy(update={"objective": name})) for name in others}
-    ways[NAIVE] = (human_or_machine(found, config.folds), config.model_copy(update={"objective": "pn"}))
-    asked = [one for one in found if one.machine and one.kind == OWN]
+    ways = {
+        f"d {name}": out_of_fold(lesson, asked, config.model_copy(update={"objective": name}))[:, 0] for name in others
+    }
+    masks = [one for one, wanted in zip(every, asked, strict=True) if wanted]
+    naive = naive_d(found, masks, config)
+    ways |= {} if naive is None else {NAIVE: naive}
     return {
-        name: {one.candidate_id: float(d) for one, d in zip(asked, out_of_fold(learn, asked, way)[:, 0], strict=True)}
-        for name, (learn, way) in ways.items()
-        if enough(learn, way.folds)
+        name: {one.candidate_id: float(value) for one, value in zip(masks, d, strict=True)} for name, d in ways.items()
     }
 
 
-def human_or_machine(found: Sequence[Example], folds: int) -> list[Example]:
-    """What a classifier of human against machine masks is commonly trained on: human masks of one half of the images,
-    experts' masks of the other half, and nothing else.
+def naive_d(found: Sequence[Example], asked: Sequence[Example], config: DiscriminatorConfig) -> np.ndarray | None:
+    """P(human) of the masks `asked`, float32 (n,), out of fold, by what a classifier of human against machine masks is
+    commonly trained on: human masks of one half of the images, experts' masks of the other half, and nothing else.
 
     So is IVM's discriminator (arXiv 2405.19783, section 4) where the human and the machine data are of different
     images. No wrong masks of human style, no other instructions; and no true IoU, from which quality would teach the
-    layers that it shares with d.
+    layers that it shares with d. None where the examples are too few.
     """
-    chosen = []
-    for one in found:
-        # Folds over twice as many: the lower ones and the upper ones are the same folds of `folds`, halved.
-        human = fold_of(one.image, 2 * folds) < folds
-        if one.kind == OWN and (one.maker == HUMAN if human else one.machine):
-            chosen.append(dataclasses.replace(one, iou=float(human)))
-    return chosen
+    # Folds over twice as many: the lower ones and the upper ones are the same folds, halved.
+    half = np.array([fold_of(one.image, 2 * config.folds) < config.folds for one in found])
+    human = np.array([one.maker == HUMAN for one in found])
+    machine = np.array([one.machine for one in found])
+    learn = np.array([one.kind == OWN for one in found]) & np.where(half, human, machine)
+    if not enough([one for one, chosen in zip(found, learn, strict=True) if chosen], config.folds):
+        return None
+    none = np.zeros(len(asked), dtype=bool)
+    lesson = prepare([*found, *asked], config.folds)
+    iou = torch.from_numpy(np.concatenate([human, none]).astype(np.float32))
+    targets = dataclasses.replace(lesson.targets, iou=iou)
+    lesson = dataclasses.replace(lesson, targets=targets, learn=np.concatenate([learn, none]))
+    wanted = np.concatenate([np.zeros(len(found), dtype=bool), ~none])
+    return out_of_fold(lesson, wanted, config.model_copy(update={"objective": "pn"}))[:, 0]
 
 
-def out_of_fold(learn: Sequence[Example], asked: Sequence[Example], config: DiscriminatorConfig) -> np.ndarray:
-    """d and quality, float32 (n, 2), of the n examples `asked`, each by a model trained on `learn` less the examples
-    of its fold of images."""
+def out_of_fold(lesson: Lesson, asked: np.ndarray, config: DiscriminatorConfig) -> np.ndarray:
+    """d and quality, float32 (k, 2), of the k examples that are `asked`, bool (n,), each by a model that did not train
+    on its image."""
     scores = np.zeros((len(asked), 2), dtype=np.float32)
-    folds = np.array([fold_of(one.image, config.folds) for one in asked])
-    for fold in np.unique(folds):
-        held = np.flatnonzero(folds == fold)
-        scores[held] = predict(fit_fold(learn, config, int(fold)), [asked[k] for k in held.tolist()])
-    return scores
+    for fold in np.unique(lesson.folds[asked]):
+        held = asked & (lesson.folds == fold)
+        scores[held] = fit_fold(lesson, config, int(fold)).predict(lesson.rows, held)
+    return scores[asked]

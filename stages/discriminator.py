@@ -14,10 +14,15 @@ from stages.base import Config
 from stages.examples import HUMAN, OWN, Example, absences, fold_of
 
 if TYPE_CHECKING:
-    from stages.discriminator_model import Net, Rows
+    from stages.discriminator_model import Net, Targets
+    from stages.rows import Rows
 
 _WRONG, _SAME = 0.5, 0.9
-"""True IoU under which another instruction's human mask, and a corrupted one, are known to be wrong."""
+"""True IoU under which a mask for another instruction, and a corrupted one, are known to be wrong."""
+_OWN_WEIGHT = 10.0
+"""Weight in quality of experts' masks with their own instruction, which is what it is used on; 1 for all others."""
+_INNER = 3
+"""Parts of the training images, see `stages.discriminator_model.fit`."""
 
 
 class DiscriminatorConfig(Config):
@@ -28,10 +33,10 @@ class DiscriminatorConfig(Config):
     """
 
     model: Literal["small"] = "small"
-    objective: Literal["pn", "nnpu"] = "pn"
+    objective: Literal["graded", "pn", "nnpu"] = "graded"
     prior: float | None = Field(None, gt=0, lt=1)
-    folds: int = Field(5, ge=2, le=20)
-    epochs: int = Field(15, ge=1)
+    folds: int = Field(10, ge=2, le=20)
+    epochs: int = Field(12, ge=1)
     max_pairs: int = Field(3000, ge=1)
     """Most labelled pairs to train on, a random choice that stays the same from run to run."""
     seed: int = 0
@@ -64,23 +69,35 @@ class Discriminator:
         digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths))
         return cls(f"{config.model}@{digest.hexdigest()[:12]}", nets)
 
-    def score(self, image: str, pixels: np.ndarray, instruction: str, masks: Sequence[np.ndarray]) -> list[Scored]:
-        """d and quality of masks of one pair, by the model that did not train on this image.
+    def score(
+        self,
+        image: str,
+        pixels: np.ndarray,
+        asked: Sequence[tuple[str, np.ndarray]],
+        rivals: Sequence[np.ndarray] = (),
+    ) -> list[Scored]:
+        """d and quality of masks of one image, by the model that did not train on this image.
 
         Args:
             image: name of the image as in the manifest; it says which fold's model scores.
             pixels: uint8 RGB (height, width, 3).
-            instruction: the instruction as given.
-            masks: bool (height, width), each with at least one pixel.
+            asked: instruction as given and mask, bool (height, width) with at least one pixel, of each.
+            rivals: the experts' masks on this image, for whatever instruction: what else could be meant.
         """
-        from stages.discriminator_model import Rows
         from stages.measures import View
+        from stages.rows import Rows
         from stages.wording import read_instruction
 
-        if not masks:
+        if not asked:
             return []
-        fold, view, read = fold_of(image, len(self.nets)), View(pixels), read_instruction(instruction)
-        scores = self.nets[fold].predict(Rows.of([(view.measure(mask), read) for mask in masks]))
+        view = View(pixels)
+        # A mask may be asked for and a rival: measured once.
+        figures = {
+            id(mask): view.measure(mask) for mask in {id(m): m for m in [*rivals, *(m for _, m in asked)]}.values()
+        }
+        pairs = [(image, figures[id(mask)], read_instruction(text)) for text, mask in asked]
+        fold, rows = fold_of(image, len(self.nets)), Rows.of(pairs, {image: [figures[id(mask)] for mask in rivals]})
+        scores = self.nets[fold].predict(rows, np.ones(len(pairs), dtype=bool))
         return [Scored(d, quality, fold) for d, quality in scores.tolist()]
 
 
@@ -117,18 +134,18 @@ def train(
     from stages.discriminator_model import Net
 
     found = [*found, *absences(found, config.folds, config.seed)]
-    folds = np.array([fold_of(example.image, config.folds) for example in found])
+    lesson = prepare(found, config.folds)
     made_from, scores = _digest(found, config), np.zeros((len(found), 2), dtype=np.float32)
     folder.mkdir(parents=True, exist_ok=True)
     for fold in range(config.folds):
-        path = weights_file(folder, fold)
+        path, held = weights_file(folder, fold), lesson.folds == fold
         net = Net.load(path, made_from) if path.exists() else None
         if net is None:
-            net = fit_fold(found, config, fold)
+            net = fit_fold(lesson, config, fold)
             net.save(path, made_from)
             finished(path)
-        if (held := folds == fold).any():
-            scores[held] = predict(net, [found[k] for k in np.flatnonzero(held)])
+        if held.any():
+            scores[held] = net.predict(lesson.rows, held)
     figures = metrics(found, scores, config.folds)
     (folder / "config.json").write_text(config.model_dump_json(indent=1), encoding="utf-8")
     (folder / "metrics.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
@@ -142,38 +159,65 @@ def enough(found: Sequence[Example], folds: int) -> bool:
     return all(np.isin((1, 0), sides[fold != held]).all() for held in range(folds))
 
 
-def fit_fold(found: Sequence[Example], config: DiscriminatorConfig, fold: int) -> "Net":
-    """The model of a fold, trained on just these examples, those of the fold's own images left out."""
-    import torch
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Examples as arrays: `learn` bool (n,), which may be trained on; `folds` int (n,) by image; `parts` int (n,), by
+    image too, see `stages.discriminator_model.fit`."""
 
-    from stages.discriminator_model import Targets, fit
-
-    learn = [example for example in found if fold_of(example.image, config.folds) != fold]
-    targets = Targets(
-        torch.tensor([_side(example) for example in learn]), torch.tensor([example.iou for example in learn])
-    )
-    return fit(_rows(learn), targets, config.objective, config.prior, config.epochs, config.seed + fold)
+    rows: "Rows"
+    targets: "Targets"
+    learn: np.ndarray
+    folds: np.ndarray
+    parts: np.ndarray
 
 
-def predict(net: "Net", found: Sequence[Example]) -> np.ndarray:
-    """d and quality in [0, 1], float32 (n, 2), of n examples, at least one, by one model."""
-    return net.predict(_rows(found))
+def prepare(found: Sequence[Example], folds: int) -> Lesson:
+    """Examples for `fit_fold`; experts' masks among them are the rivals of all masks on their image."""
+    parts = np.array([fold_of(f"part of {example.image}", _INNER) for example in found])
+    fold = np.array([fold_of(example.image, folds) for example in found])
+    return Lesson(_rows(found), _targets(found), np.ones(len(found), dtype=bool), fold, parts)
+
+
+def fit_fold(lesson: Lesson, config: DiscriminatorConfig, fold: int) -> "Net":
+    """The model of a fold, trained without the fold's own images."""
+    from stages.discriminator_model import fit
+
+    parts = np.where(lesson.learn & (lesson.folds != fold), lesson.parts, -1)
+    seed = config.seed + fold
+    return fit(lesson.rows, parts, lesson.targets, config.objective, config.prior, config.epochs, seed)
 
 
 def _rows(found: Sequence[Example]) -> "Rows":
-    from stages.discriminator_model import Rows
+    from stages.rows import Rows
     from stages.wording import read_instruction
 
-    return Rows.of([(example.figures, read_instruction(example.instruction)) for example in found])
+    rivals: dict[str, dict[int, np.ndarray]] = {}
+    for example in found:
+        if example.machine:
+            rivals.setdefault(example.image, {})[id(example.figures)] = example.figures
+    pairs = [(example.image, example.figures, read_instruction(example.instruction)) for example in found]
+    return Rows.of(pairs, {image: list(seen.values()) for image, seen in rivals.items()})
+
+
+def _targets(found: Sequence[Example]) -> "Targets":
+    import torch
+
+    from stages.discriminator_model import Targets
+
+    weight = [_OWN_WEIGHT if example.machine and example.kind == OWN else 1.0 for example in found]
+    side = torch.tensor([_side(example) for example in found])
+    return Targets(side, torch.tensor([example.iou for example in found]), torch.tensor(weight))
 
 
 def _side(example: Example) -> int:
-    """Side of d, see `stages.objectives`. Experts' masks against other instructions teach quality alone."""
-    if example.machine:
-        return 0 if example.kind == OWN else -2
-    if example.maker == HUMAN:
-        return 1 if example.kind == OWN else -1 if example.iou < _WRONG else -2
-    return -1 if example.kind == OWN and example.iou < _SAME else -2
+    """Side of d, see `stages.objectives`: masks for other instructions are wrong unless they overlap."""
+    if example.kind == OWN and example.maker == HUMAN:
+        return 1
+    if example.kind == OWN and example.machine:
+        return 0
+    if example.kind == OWN:
+        return -1 if example.iou < _SAME else -2
+    return -1 if (example.machine or example.maker == HUMAN) and example.iou < _WRONG else -2
 
 
 def _digest(found: Sequence[Example], config: DiscriminatorConfig) -> str:

@@ -21,8 +21,10 @@ HUMAN = "human"
 """`maker` of a human mask's example, and `k` of its `candidate_id`, `<uuid>/human`."""
 OWN, OTHER, ABSENT = "own", "other", "absent"
 """Kinds of examples: the mask's own instruction, another one of the image, one whose target is not in the image."""
-_OTHERS = 3
+_OTHERS = 2
 """Most other instructions of its image that a mask is held against."""
+_FOREIGN = 3
+"""How many instructions of other images an image's masks are held against: each mask against one of them."""
 _CORRUPTIONS = 2
 """How many corruptions of each human mask are kept: all of them would outweigh the experts' masks."""
 
@@ -129,7 +131,7 @@ def absences(found: Sequence[Example], folds: int, seed: int) -> list[Example]:
     of_image: dict[str, set[str]] = {}
     for example in found:
         of_image.setdefault(example.image, set()).add(example.instruction)
-    choices = {image: _foreign(image, of_image, folds) for image in of_image}
+    choices = {image: rng.permutation(_foreign(image, of_image, folds))[:_FOREIGN].tolist() for image in of_image}
     made = []
     for example in found:
         if example.kind == OWN and (texts := choices[example.image]):

@@ -37,7 +37,7 @@ class Label:
         of_pair = group_by(candidates, "uuid")
         scored = {row["candidate_id"]: row for row in scores}
         output, figures = Output(), Counter[str]()
-        machine = []
+        machine, of_image = [], group_by(samples, "image")
         for sample in samples:
             if sample["branch"] == LABELLED:
                 output.rows.append(_human(sample, scored.get(f"{sample['uuid']}/{HUMAN}", {})))
@@ -47,41 +47,57 @@ class Label:
             else:
                 output.rows.append(self._nothing(sample))
         output.stats = dict(figures)
-        for sample, pixels in self._with_pixels(machine, encoded):
+        for group, pixels in self._with_pixels(machine, encoded):
             if isinstance(pixels, BadImage):
-                output.rejects.append(reject(sample, pixels, "label"))
+                output.rejects += [reject(sample, pixels, "label") for sample in group]
             else:
-                output.rows.append(self._machine(sample, of_pair[sample["uuid"]], scored, pixels))
+                rivals = [row for sample in of_image[group[0]["image"]] for row in of_pair.get(sample["uuid"], [])]
+                output.rows += self._machine(group, of_pair, scored, pixels, rivals)
         order = {sample["uuid"]: k for k, sample in enumerate(samples)}
         output.rows.sort(key=lambda row: order[row["uuid"]])
         return output
 
     def _with_pixels(
         self, samples: list[Row], encoded: Mapping[str, bytes]
-    ) -> Iterator[tuple[Row, np.ndarray | BadImage | None]]:
-        if self.discriminator is None:
-            yield from ((sample, None) for sample in samples)
-            return
+    ) -> Iterator[tuple[list[Row], np.ndarray | BadImage | None]]:
         of_image = group_by(samples, "image")
+        if self.discriminator is None:
+            yield from ((group, None) for group in of_image.values())
+            return
         for image, pixels in decode_ahead(of_image, encoded):
-            yield from ((sample, pixels) for sample in of_image[image])
+            yield of_image[image], pixels
 
-    def _machine(self, sample: Row, candidates: list[Row], scores: Mapping[str, Row], pixels: np.ndarray | None) -> Row:
+    def _machine(
+        self,
+        samples: list[Row],
+        of_pair: Mapping[str, list[Row]],
+        scored: Mapping[str, Row],
+        pixels: np.ndarray | None,
+        rivals: list[Row],
+    ) -> list[Row]:
+        """Labels of the unlabelled pairs of one image; `rivals` are the candidates of all its pairs."""
+        rows = [self._fused(sample, of_pair[sample["uuid"]], scored) for sample in samples]
+        if self.discriminator is not None and pixels is not None:
+            whole = [(row, sample["instruction"]) for row, sample in zip(rows, samples, strict=True) if row["mask"]]
+            asked = [(text, decode_rle(row["mask"])) for row, text in whole]
+            others = [decode_rle(row["mask"]) for row in rivals]
+            scores = self.discriminator.score(samples[0]["image"], pixels, asked, others)
+            for (row, _), score in zip(whole, scores, strict=True):
+                row |= {"d": score.d, "weight": self.weight.weight(score.d, score.quality)}
+        return rows
+
+    def _fused(self, sample: Row, candidates: list[Row], scores: Mapping[str, Row]) -> Row:
         fused = fuse(sample["instruction"], candidates, scores, self.fusion)
         mask = fused.mask
         if not mask.any():
             return self._nothing(sample)
-        row = self._nothing(sample) | {
+        return self._nothing(sample) | {
             "mask": encode_rle(mask),
             "heatmap": encode_heatmap(fused.heatmap),
             "weight": None,
             "experts": sorted(fused.experts),
             "area": float(mask.mean()),
         }
-        if self.discriminator is not None and pixels is not None:
-            [score] = self.discriminator.score(sample["image"], pixels, sample["instruction"], [mask])
-            row |= {"d": score.d, "weight": self.weight.weight(score.d, score.quality)}
-        return row
 
     def _nothing(self, sample: Row) -> Row:
         return {

@@ -1,11 +1,11 @@
-"""What the head d is trained to minimise: human masks against experts', these as negatives or as unlabelled."""
+"""What the head d is trained to minimise: human masks against experts', these graded, as negatives or unlabelled."""
 
 from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-Objective = Literal["pn", "nnpu"]
+Objective = Literal["graded", "pn", "nnpu"]
 
 HUMAN_SIDE, MACHINE_SIDE, WRONG_SIDE, NO_SIDE = 1, 0, -1, -2
 """Sides of d: human masks; experts' masks; masks known to be wrong, such as corrupted ones; and masks left out."""
@@ -35,6 +35,23 @@ def pn_risk(logits: Tensor, side: Tensor, weights: Tensor) -> Tensor:
     """
     human, machine, wrong = _risks(logits, side, weights)
     return human[0] / 2 + machine[1] / 4 + wrong[1] / 4
+
+
+def graded_risk(logits: Tensor, side: Tensor, weights: Tensor, iou: Tensor) -> Tensor:
+    """`pn_risk` with half their true IoU as the soft target of experts' masks, instead of 0.
+
+    Labelled pairs tell how good an expert's mask is; to call all of them equally bad teaches the pencil, not the mask.
+    A perfect one, of target 1/2, may be a human mask as well as not.
+
+    Args:
+        logits: float32 (n,), of d.
+        side: int (n,), of the sides above.
+        weights: float32 (n,), by `side_weights` over the whole training set.
+        iou: float32 (n,), true IoU.
+    """
+    human, _, wrong = _risks(logits, side, weights)
+    soft = F.binary_cross_entropy_with_logits(logits, iou / 2, weights * (side == MACHINE_SIDE))
+    return human[0] / 2 + soft / 4 + wrong[1] / 4
 
 
 def nnpu_risk(logits: Tensor, side: Tensor, weights: Tensor, prior: float) -> Tensor:

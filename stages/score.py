@@ -33,18 +33,27 @@ class Score:
         output = Output()
         of_image = group_by((sample for sample in samples if masks[sample["uuid"]]), "image")
         for image, pixels in decode_ahead(of_image, encoded):
-            for sample in of_image[image]:
-                if isinstance(pixels, BadImage):
-                    output.rejects.append(reject(sample, pixels, "score"))
-                else:
-                    output.rows += self._scored(self.discriminator, sample, masks[sample["uuid"]], pixels)
+            if isinstance(pixels, BadImage):
+                output.rejects += [reject(sample, pixels, "score") for sample in of_image[image]]
+            else:
+                output.rows += self._scored(self.discriminator, image, pixels, of_image[image], masks)
         return output
 
     def _scored(
-        self, discriminator: Discriminator, sample: Row, cells: dict[str, Row], pixels: np.ndarray
+        self,
+        discriminator: Discriminator,
+        image: str,
+        pixels: np.ndarray,
+        samples: list[Row],
+        cells: Mapping[str, dict[str, Row]],
     ) -> list[Row]:
-        masks = [decode_rle(cell) for cell in cells.values()]
-        scores = discriminator.score(sample["image"], pixels, sample["instruction"], masks)
+        asked = [(sample, name, decode_rle(cell)) for sample in samples for name, cell in cells[sample["uuid"]].items()]
+        scores = discriminator.score(
+            image,
+            pixels,
+            [(sample["instruction"], mask) for sample, _, mask in asked],
+            rivals=[mask for _, name, mask in asked if not name.endswith(f"/{HUMAN}")],
+        )
         return [
             _row(sample["uuid"], name)
             | {
@@ -54,7 +63,7 @@ class Score:
                 "fold": score.fold,
                 "discriminator": discriminator.id,
             }
-            for name, score in zip(cells, scores, strict=True)
+            for (sample, name, _), score in zip(asked, scores, strict=True)
         ]
 
 

@@ -20,6 +20,12 @@ FITS = 19
 _WORD = re.compile(r"\w+")
 _LONGEST = 300
 """Characters of an instruction that are read where no phrase can be taken from it."""
+_HELD = re.compile(
+    r"\b(?:what(?:'s| is| are| lies| (?:do|can) you see)|is there (?:some|any)thing) "
+    r"(in|on|inside|on top of) ([^?,.;]+)",
+    re.IGNORECASE,
+)
+"""Asks for what lies in or on the thing that it names."""
 _UNTOLD = -0.5
 """Fit of a mask with a property of which the instruction says nothing."""
 
@@ -29,11 +35,14 @@ class Wording:
     """An instruction read.
 
     `words`: float32 (WORDS,), 1 at the hashes of its words by role: those that name a target, those that name what a
-    target is related to, and all. `targets`: stems of the words that name its targets.
+    target is related to, and all. `phrases`: as the experts get them. `asked`: the same, but for a question about what
+    lies in or on a thing, where the thing is only what the target is related to. `targets`: stems of the words that
+    name its targets.
     """
 
     words: np.ndarray
     phrases: tuple[Words, ...]
+    asked: tuple[Words, ...]
     targets: frozenset[str]
 
     def fit(self, colours: np.ndarray, centre: tuple[float, float]) -> np.ndarray:
@@ -75,7 +84,9 @@ def read_instruction(instruction: str) -> Wording:
     encoded = np.zeros(WORDS, dtype=np.float32)
     # Not Python's own hash, which differs from process to process.
     encoded[[zlib.crc32(token.encode()) % WORDS for token in tokens]] = 1
-    return Wording(encoded, read, frozenset(_stem(word) for words in read for word in words.head))
+    held = _HELD.search(instruction[:_LONGEST])
+    asked = (read_phrase(f"object {held[1].lower()} {held[2]}"),) if held else read
+    return Wording(encoded, read, asked, frozenset(_stem(word) for words in read for word in words.head))
 
 
 @lru_cache(maxsize=1)

@@ -25,8 +25,11 @@ class Ask:
     meaning: Description | None = None
 
 
-def write_instructions(scene: Scene) -> list[Ask]:
-    """Three or four instructions of all three kinds, no text twice; the same scene always gives the same ones."""
+def write_instructions(scene: Scene, most: int = 4) -> list[Ask]:
+    """Three or four instructions of all three kinds, no text twice; the same scene always gives the same ones.
+
+    Where `most` is more, things that none of them asks for alone are referred to as well, until there are as many.
+    """
     rng = np.random.default_rng((*scene.seed, 2))
     speaker = Speaker(scene, rng)
     wanted = ["referring", "question", "command"]
@@ -36,6 +39,9 @@ def write_instructions(scene: Scene) -> list[Ask]:
     for kind in wanted:
         ask = next((ask for ask in _WRITERS[kind](speaker) if ask.text not in {other.text for other in asks}), None)
         if ask:
+            asks.append(ask)
+    for ask in _referring(speaker):
+        if len(asks) < most and ask.targets not in {other.targets for other in asks}:
             asks.append(ask)
     return asks
 

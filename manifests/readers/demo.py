@@ -23,6 +23,8 @@ from pipeline.masks import encode_rle
 
 _SCENE = re.compile(r"scene-(\d{4,6})\.png")
 _PHOTO = "photo-"
+_MOST = 6
+"""Most instructions of a labelled scene: the discriminator learns what words mean from nothing else."""
 
 
 class Options(BaseModel):
@@ -70,7 +72,7 @@ class DemoReader:
     def _scene_records(self, index: int) -> Iterator[Record]:
         scene = plan_scene(self._options.seed, index)
         labelled = index % 2 == 0
-        for ask in write_instructions(scene):
+        for ask in write_instructions(scene, _MOST if labelled else 4):
             mask = None
             if labelled:
                 cell = encode_rle(scene.mask(ask.targets))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experts.lexicon import DIRECTIONS, PROTOTYPES, colour_share, read_phrase, word_fit
+from experts.lexicon import DIRECTIONS, PROTOTYPES, colour_share, noun, read_phrase, singular, word_fit
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,39 @@ def test_relation_is_read_with_what_it_relates_to(phrase, kind, colours):
     relation = read_phrase(phrase).relation
     assert relation is not None
     assert (relation[0], relation[1].colours) == (kind, colours)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "name"),
+    [
+        ("the small red cup", "cup"),
+        ("the frying pan on the left", "pan"),
+        ("the apple furthest from the camera", "apple"),
+        ("the two oranges", "orange"),
+        ("the orange", "orange"),
+        ("the orange cup", "cup"),
+        ("the object on the plate", ""),
+        ("the large red one", ""),
+        ("", ""),
+    ],
+)
+def test_the_noun_is_what_the_head_names_beside_colour_size_and_place(phrase, name):
+    assert noun(read_phrase(phrase)) == name
+
+
+@pytest.mark.parametrize(
+    ("word", "one"),
+    [
+        ("cups", "cup"),
+        ("boxes", "box"),
+        ("knives", "knife"),
+        ("dishes", "dish"),
+        ("berries", "berry"),
+        ("glass", "glass"),
+    ],
+)
+def test_singular(word, one):
+    assert singular(word) == singular(one) == one
 
 
 def test_colour_that_only_the_noun_implies_is_marked_as_assumed():

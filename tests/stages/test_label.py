@@ -43,6 +43,12 @@ def label(discriminator: Discriminator) -> Label:
     return Label(discriminator, WeightConfig(), FusionConfig())
 
 
+def _rivals(pair: Row, shard: Shard) -> list[np.ndarray]:
+    """All candidates on the image of a pair."""
+    pairs = {row["uuid"] for row in shard[0] if row["image"] == pair["image"]}
+    return [decode_rle(row["mask"]) for row in shard[1] if row["uuid"] in pairs]
+
+
 def test_every_pair_gets_one_label_in_order_and_fits_the_schema(shard: Shard, scores: list[Row], label: Label) -> None:
     samples, candidates, encoded = shard
     output = label.run(samples, candidates, scores, encoded)
@@ -79,7 +85,7 @@ def test_an_unlabelled_pairs_label_is_fused_and_its_d_is_of_the_fused_mask(
         assert (row["kind"], row["fusion"], row["experts"]) == ("machine", "quality", ["box", "shift"])
         assert (mask == (decode_heatmap(row["heatmap"]) >= 0.5)).all()
         pixels = decode_image(encoded[pair["image"]])
-        [score] = discriminator.score(pair["image"], pixels, pair["instruction"], [mask])
+        [score] = discriminator.score(pair["image"], pixels, [(pair["instruction"], mask)], _rivals(pair, shard))
         assert row["d"] == pytest.approx(score.d, abs=1e-6)
         assert np.float32(row["weight"]) == np.clip(np.float32(row["d"]), np.float32(0.1), np.float32(0.9))
         assert row["area"] == pytest.approx(mask.mean())
@@ -96,7 +102,8 @@ def test_rule_quality_weighs_a_fused_label_by_the_predicted_iou_of_its_own_mask(
         if row["kind"] == "machine"
     )
     pixels = decode_image(encoded[pair["image"]])
-    [score] = discriminator.score(pair["image"], pixels, pair["instruction"], [decode_rle(row["mask"])])
+    asked = [(pair["instruction"], decode_rle(row["mask"]))]
+    [score] = discriminator.score(pair["image"], pixels, asked, _rivals(pair, shard))
     assert row["weight"] == pytest.approx(score.quality, abs=1e-6) != pytest.approx(score.d, abs=1e-3)
 
 

@@ -12,8 +12,7 @@ from sklearn.metrics import roc_auc_score
 from pipeline.images import decode_image
 from pipeline.masks import decode_rle
 from stages.base import group_by
-from stages.comparison import out_of_fold
-from stages.discriminator import Discriminator, DiscriminatorConfig, fit_fold, predict, train
+from stages.discriminator import Discriminator, DiscriminatorConfig, Lesson, fit_fold, prepare, train
 from stages.examples import HUMAN, OWN, Example, examples, fold_of
 
 CONFIG = DiscriminatorConfig(folds=2, epochs=8)
@@ -49,7 +48,7 @@ def test_the_model_that_scores_an_image_has_seen_nothing_of_it(found: list[Examp
     assert same == [True, False]
 
 
-def _shuffled(own: list[Example], seed: int) -> list[Example]:
+def _shuffled(own: list[Example], seed: int) -> tuple[list[Example], Lesson]:
     """Human or machine permuted within each image, so that not even an image's share of human masks tells anything."""
     rng = np.random.default_rng(seed)
     of_image: dict[str, list[Example]] = {}
@@ -60,24 +59,30 @@ def _shuffled(own: list[Example], seed: int) -> list[Example]:
         for one, k in zip(masks, rng.permutation(len(masks)), strict=True):
             human = masks[k].maker == HUMAN
             made.append(dataclasses.replace(one, maker=masks[k].maker, machine=masks[k].machine, iou=float(human)))
-    return made
+    # The rivals stay who they were: only what is to be told is shuffled.
+    return made, dataclasses.replace(prepare(own, CONFIG.folds), targets=prepare(made, CONFIG.folds).targets)
 
 
-def _auc(examples: list[Example], d: np.ndarray) -> float:
-    return float(roc_auc_score([one.maker == HUMAN for one in examples], d))
+def _auc(found: list[Example], lesson: Lesson) -> float:
+    d = np.zeros(len(found))
+    for fold in range(CONFIG.folds):
+        held = lesson.folds == fold
+        d[held] = fit_fold(lesson, CONFIG, fold).predict(lesson.rows, held)[:, 0]
+    return float(roc_auc_score([one.maker == HUMAN for one in found], d))
 
 
 def test_labels_shuffled_within_each_image_cannot_be_told_and_true_ones_can(own: list[Example]) -> None:
-    values = [_auc(made, out_of_fold(made, made, CONFIG)[:, 0]) for made in (_shuffled(own, seed) for seed in range(6))]
+    values = [_auc(*_shuffled(own, seed)) for seed in range(6)]
     assert np.mean(values) == pytest.approx(0.5, abs=0.05)
-    assert _auc(own, out_of_fold(own, own, CONFIG)[:, 0]) > 0.8
+    assert _auc(own, prepare(own, CONFIG.folds)) > 0.8
 
 
 def test_a_model_that_trained_on_an_image_would_tell_its_shuffled_labels(own: list[Example]) -> None:
-    long = CONFIG.model_copy(update={"epochs": 40})
-    made = _shuffled(own, 0)
-    seen = [one for one in made if fold_of(one.image, long.folds) == 1]
-    assert _auc(seen, predict(fit_fold(made, long, 0), seen)[:, 0]) > 0.6
+    long = CONFIG.model_copy(update={"epochs": 60})
+    made, lesson = _shuffled(own, 0)
+    seen = lesson.folds == 1
+    d = fit_fold(lesson, long, 0).predict(lesson.rows, seen)[:, 0]
+    assert roc_auc_score([one.maker == HUMAN for one, kept in zip(made, seen, strict=True) if kept], d) > 0.6
 
 
 @pytest.mark.parametrize("wrong", ["a mask of ones", "an empty region", "another pair's mask"])
@@ -85,14 +90,20 @@ def test_a_wrong_mask_of_a_held_out_image_gets_clearly_lower_d_and_quality_than_
     folder: Path, wrong: str
 ) -> None:
     discriminator, gaps = Discriminator.load(folder), []
-    samples, _, encoded = SHARD
+    samples, candidates, encoded = SHARD
+    masks = group_by(candidates, "uuid")
+    rivals = {
+        image: [decode_rle(row["mask"]) for pair in pairs for row in masks[pair["uuid"]]]
+        for image, pairs in group_by(samples, "image").items()
+    }
     for image, pairs in group_by(samples, "image").items():
         pixels, humans = decode_image(encoded[image]), [decode_rle(pair["human_mask"]) for pair in pairs]
         for k, human in enumerate(humans):
             empty = np.zeros_like(human)
             empty[:14, 54:74] = True
             mask = {"a mask of ones": np.ones_like(human), "an empty region": empty}.get(wrong, humans[1 - k])
-            right, other = discriminator.score(image, pixels, pairs[k]["instruction"], [human, mask])
+            text = pairs[k]["instruction"]
+            right, other = discriminator.score(image, pixels, [(text, human), (text, mask)], rivals[image])
             gaps.append((right.d - other.d, right.quality - other.quality))
     assert np.mean(gaps, axis=0).min() > 0.2
     assert np.mean(np.array(gaps) > 0, axis=0).min() > 0.8

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from stages.objectives import HUMAN_SIDE, MACHINE_SIDE, NO_SIDE, WRONG_SIDE, nnpu_risk, pn_risk, side_weights
+from stages.objectives import (
+    HUMAN_SIDE,
+    MACHINE_SIDE,
+    NO_SIDE,
+    WRONG_SIDE,
+    graded_risk,
+    nnpu_risk,
+    pn_risk,
+    side_weights,
+)
 
 SIDES = [HUMAN_SIDE] * 3 + [MACHINE_SIDE] * 7 + [WRONG_SIDE] * 2 + [NO_SIDE] * 4
 
@@ -46,6 +55,23 @@ def test_pn_is_cross_entropy_with_half_the_weight_on_human_masks() -> None:
     wrong = _risk(logits, MACHINE_SIDE, False) + _risk(logits, WRONG_SIDE, False)
     expected = _risk(logits, HUMAN_SIDE, True) / 2 + wrong / 4
     assert float(pn_risk(torch.tensor(logits), side, side_weights(side))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_graded_is_pn_where_experts_masks_are_worthless() -> None:
+    logits, side = torch.tensor(_logits()), torch.tensor(SIDES)
+    weights = side_weights(side)
+    expected = float(pn_risk(logits, side, weights))
+    assert float(graded_risk(logits, side, weights, torch.zeros(len(SIDES)))) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("iou", [0.0, 0.4, 1.0])
+def test_graded_draws_an_experts_mask_to_half_its_true_iou(iou: float) -> None:
+    side = torch.tensor([HUMAN_SIDE, MACHINE_SIDE])
+    logits = torch.zeros(2, requires_grad=True)
+    graded_risk(logits, side, side_weights(side), torch.full((2,), iou)).backward()
+    assert logits.grad is not None
+    # Weight 1/4 of a mean over the side's one example; sigmoid(0) is 1/2.
+    assert float(logits.grad[1]) == pytest.approx((0.5 - iou / 2) / 4)
 
 
 def test_examples_without_a_side_count_for_nothing() -> None:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from experts.lexicon import noun
 from stages.appearance import COLOURS, Palette
 from stages.wording import FITS, WORDS, disjoint, read_instruction
 
@@ -42,6 +43,26 @@ def test_a_word_of_place_is_held_against_the_masks_centre() -> None:
 def test_instructions_are_disjoint_if_no_target_shares_a_word() -> None:
     assert disjoint(read_instruction("the red apple"), read_instruction("pick up the banana"))
     assert not disjoint(read_instruction("the red apple"), read_instruction("count the apples"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What is in the red bowl?",
+        "Is there something on the red bowl, and what is it?",
+        "what do you see in the red bowl",
+    ],
+)
+def test_a_question_about_what_lies_in_a_thing_does_not_ask_for_the_thing(text: str) -> None:
+    [words] = read_instruction(text).asked
+    assert words.relation is not None
+    assert (noun(words), words.relation[0], noun(words.relation[1])) == ("", "on", "bowl")
+
+
+@pytest.mark.parametrize("text", ["put something in the red bowl", "What colour is the red bowl?"])
+def test_other_instructions_ask_for_what_the_experts_are_given(text: str) -> None:
+    read = read_instruction(text)
+    assert read.asked == read.phrases
 
 
 @pytest.mark.parametrize("text", ["", "...", "What is happening here?", "木", "the cup " * 400])
