@@ -10,9 +10,11 @@ from pipeline.errors import InputError, validation_problem
 from pipeline.yaml_files import read_yaml, replace_variables
 from stages.base import Config
 from stages.discriminator import DiscriminatorConfig
+from stages.discriminators import AnyDiscriminatorConfig
 from stages.fuse import FusionConfig
 from stages.ground import Keep
 from stages.instruct import InstructConfig
+from stages.ivm_config import IvmConfig
 from stages.weights import WeightConfig
 
 RESERVED_NAMES = ("human", "fused", "best")
@@ -64,7 +66,7 @@ class Profile(Config):
     max_reject_share: float = Field(0.05, ge=0, le=1)
     instruct: InstructConfig = InstructConfig()
     experts: dict[str, ExpertEntry] = Field(min_length=1)
-    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    discriminator: AnyDiscriminatorConfig = DiscriminatorConfig()
     discriminator_from: DiscriminatorFrom | None = None
     weight: WeightConfig = WeightConfig()
     fusion: FusionConfig = FusionConfig()
@@ -102,6 +104,8 @@ def load_profile(profile: str) -> Profile:
         raise InputError(f"{path}: {validation_problem(error)}") from error
     if loaded.discriminator_from:
         raise InputError(f"{path}: unknown key 'discriminator_from'; remove it and say --discriminator RUN")
+    if isinstance(loaded.discriminator, IvmConfig) and (pinned := loaded.discriminator.pinned_field):
+        raise InputError(f"{path}: unknown key 'discriminator.{pinned}.version'; remove it, the run itself notes it")
     for name in loaded.experts:
         try:
             _check_expert(loaded, name)
@@ -126,7 +130,10 @@ def pin_experts(profile: Profile) -> Profile:
         except InputError as error:
             raise InputError(f"expert '{name}': {error}") from error
         pinned[name] = entry.model_copy(update={"options": options.model_dump(mode="json"), "version": version})
-    return profile.model_copy(update={"experts": pinned})
+    discriminator = profile.discriminator
+    if isinstance(discriminator, IvmConfig):
+        discriminator = discriminator.pinned()
+    return profile.model_copy(update={"experts": pinned, "discriminator": discriminator})
 
 
 def load_expert(profile: Profile, name: str) -> Expert:

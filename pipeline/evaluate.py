@@ -18,6 +18,7 @@ from pipeline.unit_workers import of_pairs, read_candidates
 from pipeline.units import SAMPLES, SCORES
 from stages.base import Row, group_by
 from stages.comparison import trained_otherwise
+from stages.discriminator import DiscriminatorConfig
 from stages.evaluation import (
     BINS,
     answer_table,
@@ -54,6 +55,9 @@ def evaluate(run: str, compare: bool = False) -> None:
         InputError: there is no run, nothing in it is scored yet, or no pair of it has a human mask.
     """
     spec, store = open_run(run)
+    learned = spec.profile.discriminator
+    if compare and not isinstance(learned, DiscriminatorConfig):
+        raise InputError(f"{run}: --compare is for the discriminator small, and this run's is {learned.model}")
     parts = AllParts(spec, store)
     total, shards = len(spec.plan.shards), scored_shards(parts)
     if not shards:
@@ -63,8 +67,8 @@ def evaluate(run: str, compare: bool = False) -> None:
         judge_shard(spec, store, parts.units[SCORES].inputs, shard, judged)
     if not judged.pairs:
         raise InputError(f"{run}: none of its pairs has a human mask, and without one nothing can be evaluated")
-    if compare and judged.masks:
-        judged.masks = [train_others(spec, store, judged, shards)]
+    if compare and judged.masks and isinstance(learned, DiscriminatorConfig):
+        judged.masks = [train_others(spec, store, judged, shards, learned)]
     tables = make_tables(judged)
     described = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
     rule = spec.profile.fusion.rule
@@ -110,9 +114,10 @@ def judge_shard(spec: RunSpec, store: RunStore, inputs: tuple[str, ...], shard: 
             kept.append(pd.DataFrame(rows))
 
 
-def train_others(spec: RunSpec, store: RunStore, judged: Judged, shards: list[int]) -> pd.DataFrame:
+def train_others(
+    spec: RunSpec, store: RunStore, judged: Judged, shards: list[int], config: DiscriminatorConfig
+) -> pd.DataFrame:
     """The judged masks that are trained on, with the column of each discriminator that the run did not use."""
-    config = spec.profile.discriminator
     print("training other discriminators …", file=sys.stderr, flush=True)
     found = gather(spec, store, training_pairs(judged.pairs, config.max_pairs), shards)
     masks, others = pd.concat(judged.masks), trained_otherwise(found, config)

@@ -16,7 +16,7 @@ from pipeline.errors import InputError
 from pipeline.parts import Parts, RunSpec
 from pipeline.store import DISCRIMINATOR, RUN_FILE, Marker, RunStore, marker_file
 from pipeline.units import STAGE_VERSIONS
-from stages.discriminator import Discriminator
+from stages.discriminators import check_discriminator
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class GivenDiscriminator:
             if data is None or hashlib.sha256(data).hexdigest() != digest:
                 raise InputError(f"{name} is missing or not as it was written; restore it, or give another run")
             files[name.removeprefix(f"{DISCRIMINATOR}/")] = data
-        return cls(DiscriminatorFrom(run=store.output, id=_load(files).id), files, marker.rows)
+        return cls(DiscriminatorFrom(run=store.output, id=_check(files)), files, marker.rows)
 
     def commit(self, spec: RunSpec, store: RunStore) -> None:
         """Copies it into the run, if it is not there yet."""
@@ -89,8 +89,8 @@ def _version(description: dict[str, Any]) -> Any:
     return description.get("units", {}).get(DISCRIMINATOR, {}).get("config", {}).get("version")
 
 
-def _load(files: dict[str, bytes]) -> Discriminator:
+def _check(files: dict[str, bytes]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         for name, data in files.items():
             (Path(folder) / name).write_bytes(data)
-        return Discriminator.load(Path(folder))
+        return check_discriminator(Path(folder))

@@ -2,19 +2,23 @@
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
 
 from manifests.manifest import open_reader
+from pipeline.errors import BadImage
+from pipeline.images import decode_image
 from pipeline.parts import Parts, RunSpec
 from pipeline.schemas import LABELLED
 from pipeline.store import DISCRIMINATOR, Marker, RunStore, marker_file, table_file
 from pipeline.unit_workers import of_pairs, read_candidates
 from pipeline.units import SAMPLES, SCORES
-from stages.discriminator import train
+from stages.discriminators import train_any
 from stages.examples import Example, examples, training_pairs
+from stages.ivm_config import IvmConfig
 from stages.load import read_images
 
 
@@ -30,9 +34,12 @@ def train_discriminator(spec: RunSpec) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # Folds that an interrupted training finished: `train` tells whether they are of these examples.
         for name in store.files(DISCRIMINATOR):
-            if name.endswith(".safetensors"):
+            if name.endswith((".safetensors", ".pt")):
                 (Path(folder) / name).write_bytes(store.read(f"{DISCRIMINATOR}/{name}") or b"")
-        metrics = train(found, config, Path(folder), lambda file: _keep(store, file))
+        if isinstance(config, IvmConfig) and config.device == "auto" and not unit.pool.gpus:
+            # Ray leaves the GPUs in sight of workers that have reserved none.
+            config = config.model_copy(update={"device": "cpu"})
+        metrics = train_any(found, _pixels(spec), config, Path(folder), lambda file: _keep(store, file))
         store.delete_folder(DISCRIMINATOR)
         for file in sorted(Path(folder).iterdir()) if metrics else ():
             name = f"{DISCRIMINATOR}/{file.name}"
@@ -46,6 +53,18 @@ def train_discriminator(spec: RunSpec) -> None:
         seconds=round(time.monotonic() - started, 3),
     )
     store.write(marker_file(DISCRIMINATOR, 0), marker.model_dump_json(indent=2).encode())
+
+
+def _pixels(spec: RunSpec) -> Callable[[str], np.ndarray]:
+    read = open_reader(spec.manifest).read
+
+    def pixels(image: str) -> np.ndarray:
+        data = read_images([image], read)[image]
+        if isinstance(data, BadImage):
+            raise data
+        return decode_image(data)
+
+    return pixels
 
 
 def _keep(store: RunStore, file: Path) -> None:

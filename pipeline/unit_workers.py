@@ -8,14 +8,14 @@ import ray
 
 from manifests.manifest import open_reader
 from pipeline import schemas, units
-from pipeline.config import load_expert
+from pipeline.config import Pool, load_expert
 from pipeline.errors import BadImage
 from pipeline.parts import RunSpec
 from pipeline.store import DISCRIMINATOR, RunStore, plan_file, table_file
 from pipeline.units import CANDIDATES_PREFIX
 from pipeline.worker import Shard, UnitWorker
+from stages import discriminators
 from stages.base import Output, Row
-from stages.discriminator import Discriminator
 from stages.ground import Ground
 from stages.instruct import Instruct
 from stages.label import Label
@@ -92,7 +92,7 @@ class ScoreWorker(UnitWorker):
 
     def __init__(self, spec: RunSpec, unit: str, attempts: Any) -> None:
         super().__init__(spec, unit, attempts)
-        self.score = Score(load_discriminator(self.store), spec.profile.weight)
+        self.score = Score(load_discriminator(self.store, self.unit.pool), spec.profile.weight)
         self.candidates: list[Row] = []
 
     def items(self, shard: Shard) -> list[Row]:
@@ -111,7 +111,7 @@ class LabelWorker(UnitWorker):
 
     def __init__(self, spec: RunSpec, unit: str, attempts: Any) -> None:
         super().__init__(spec, unit, attempts)
-        self.label = Label(load_discriminator(self.store), spec.profile.weight, spec.profile.fusion)
+        self.label = Label(load_discriminator(self.store, self.unit.pool), spec.profile.weight, spec.profile.fusion)
         self.candidates: list[Row] = []
         self.scores: list[Row] = []
 
@@ -160,7 +160,7 @@ def of_pairs(rows: list[Row], samples: list[Row]) -> list[Row]:
     return [row for row in rows if row["uuid"] in wanted]
 
 
-def load_discriminator(store: RunStore) -> Discriminator | None:
+def load_discriminator(store: RunStore, pool: Pool) -> discriminators.Scorer | None:
     """The run's trained discriminator, or None where the run has no human masks to train one on."""
     names = store.files(DISCRIMINATOR)
     if not names:
@@ -168,4 +168,5 @@ def load_discriminator(store: RunStore) -> Discriminator | None:
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             (Path(folder) / name).write_bytes(store.read(f"{DISCRIMINATOR}/{name}") or b"")
-        return Discriminator.load(Path(folder))
+        # Ray leaves the GPUs in sight of workers that have reserved none.
+        return discriminators.load_discriminator(Path(folder), "auto" if pool.gpus else "cpu")

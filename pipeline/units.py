@@ -56,7 +56,7 @@ def units_of(profile: Profile, manifest: Manifest) -> dict[str, Unit]:
         # It is what it is, wherever it was copied from and whatever this run holds.
         units.append(_staged(DISCRIMINATOR, (), {"id": given.id}, pools.discriminator))
     else:
-        learned = profile.discriminator.model_dump()
+        learned = profile.discriminator.identity()
         units.append(_staged(DISCRIMINATOR, (SAMPLES, *candidates), learned, pools.discriminator))
     units += [
         _staged(SCORES, (SAMPLES, *candidates, DISCRIMINATOR), weight, pools.scores),

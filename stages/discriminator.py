@@ -41,6 +41,10 @@ class DiscriminatorConfig(Config):
     """Most labelled pairs to train on, a random choice that stays the same from run to run."""
     seed: int = 0
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights, as JSON values."""
+        return self.model_dump()
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -155,7 +159,7 @@ def train(
 def enough(found: Sequence[Example], folds: int) -> bool:
     """Whether without any one fold there are still human and experts' masks to train on."""
     fold = np.array([fold_of(example.image, folds) for example in found])
-    sides = np.array([_side(example) for example in found])
+    sides = np.array([side_of(example) for example in found])
     return all(np.isin((1, 0), sides[fold != held]).all() for held in range(folds))
 
 
@@ -205,11 +209,11 @@ def _targets(found: Sequence[Example]) -> "Targets":
     from stages.discriminator_model import Targets
 
     weight = [_OWN_WEIGHT if example.machine and example.kind == OWN else 1.0 for example in found]
-    side = torch.tensor([_side(example) for example in found])
+    side = torch.tensor([side_of(example) for example in found])
     return Targets(side, torch.tensor([example.iou for example in found]), torch.tensor(weight))
 
 
-def _side(example: Example) -> int:
+def side_of(example: Example) -> int:
     """Side of d, see `stages.objectives`: masks for other instructions are wrong unless they overlap."""
     if example.kind == OWN and example.maker == HUMAN:
         return 1

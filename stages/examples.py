@@ -4,13 +4,13 @@ import dataclasses
 import hashlib
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.errors import BadImage
-from pipeline.masks import decode_rle, mask_iou
+from pipeline.masks import decode_rle, encode_rle, mask_iou
 from pipeline.schemas import LABELLED
 from stages.base import Row, decode_ahead, group_by
 from stages.corruptions import corrupted
@@ -37,7 +37,8 @@ class Example:
     `stages.corruptions.CORRUPTIONS` or, if `machine`, the expert. `kind` says what the instruction is: `OWN`, the one
     it was made for; `OTHER`, another one of the image; `ABSENT`. `figures` are `stages.measures.View.measure` of the
     mask, float32, shared by its examples. `iou` is its true IoU with the human mask of this instruction, 0 where the
-    target is absent. `candidate_id` is that of an expert's mask, empty for others.
+    target is absent. `candidate_id` is that of an expert's mask, empty for others. `cell` is the
+    mask as an RLE cell, shared by its examples.
     """
 
     image: str
@@ -49,6 +50,7 @@ class Example:
     figures: np.ndarray
     iou: float
     candidate_id: str = ""
+    cell: Row = field(default_factory=dict)
 
 
 class _Drawn(NamedTuple):
@@ -98,14 +100,13 @@ def examples(samples: Iterable[Row], candidates: Iterable[Row], encoded: Mapping
         pairs, view = of_image[image], View(pixels)
         humans = [decode_rle(pair["human_mask"]) for pair in pairs]
         for drawn in _drawn(image, pairs, humans, of_pair):
-            figures = view.measure(drawn.mask)
+            figures, cell = view.measure(drawn.mask), encode_rle(drawn.mask)
             for step in range(min(len(pairs), 1 + _OTHERS)):
                 k = (drawn.pair + step) % len(pairs)
                 kind, iou = OTHER if step else OWN, mask_iou(drawn.mask, humans[k])
                 text, source = pairs[k]["instruction"], pairs[drawn.pair]["source"]
-                found.append(
-                    Example(image, source, text, drawn.maker, drawn.machine, kind, figures, iou, drawn.candidate_id)
-                )
+                maker = drawn.maker, drawn.machine
+                found.append(Example(image, source, text, *maker, kind, figures, iou, drawn.candidate_id, cell))
     return found
 
 

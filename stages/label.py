@@ -10,7 +10,8 @@ from pipeline.errors import BadImage
 from pipeline.masks import decode_rle, encode_heatmap, encode_rle, mask_iou, rle_area
 from pipeline.schemas import LABELLED
 from stages.base import Output, Row, decode_ahead, group_by, reject
-from stages.discriminator import HUMAN, Discriminator
+from stages.discriminators import Scorer
+from stages.examples import HUMAN
 from stages.fuse import FusionConfig, fuse
 from stages.weights import WeightConfig
 
@@ -18,7 +19,7 @@ from stages.weights import WeightConfig
 class Label:
     """One label per pair. `fusion` says how candidates become one; without a discriminator d and weight are null."""
 
-    def __init__(self, discriminator: Discriminator | None, weight: WeightConfig, fusion: FusionConfig) -> None:
+    def __init__(self, discriminator: Scorer | None, weight: WeightConfig, fusion: FusionConfig) -> None:
         self.discriminator, self.weight, self.fusion = discriminator, weight, fusion
 
     def run(self, samples: list[Row], candidates: list[Row], scores: list[Row], encoded: Mapping[str, bytes]) -> Output:

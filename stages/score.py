@@ -7,14 +7,15 @@ import numpy as np
 from pipeline.errors import BadImage
 from pipeline.masks import decode_rle
 from stages.base import Output, Row, decode_ahead, group_by, reject
-from stages.discriminator import HUMAN, Discriminator
+from stages.discriminators import Scorer
+from stages.examples import HUMAN
 from stages.weights import WeightConfig
 
 
 class Score:
     """Scores masks. Without a discriminator d, quality and weight are null, and no image is decoded."""
 
-    def __init__(self, discriminator: Discriminator | None, weight: WeightConfig) -> None:
+    def __init__(self, discriminator: Scorer | None, weight: WeightConfig) -> None:
         self.discriminator, self.weight = discriminator, weight
 
     def run(self, samples: list[Row], candidates: list[Row], encoded: Mapping[str, bytes]) -> Output:
@@ -41,7 +42,7 @@ class Score:
 
     def _scored(
         self,
-        discriminator: Discriminator,
+        discriminator: Scorer,
         image: str,
         pixels: np.ndarray,
         samples: list[Row],

@@ -1,9 +1,12 @@
 import pytest
 import yaml
 
-from pipeline.config import load_expert, load_profile
+from pipeline.config import Profile, load_expert, load_profile, pin_experts
 from pipeline.errors import InputError
 from pipeline.yaml_files import shipped
+
+SAM, CLIP = {"checkpoint": "facebook/sam-vit-base"}, {"checkpoint": "openai/clip-vit-base-patch32"}
+IVM = {"model": "ivm", "sam": SAM, "condition": CLIP}
 
 
 def profile(tmp_path, **fields):
@@ -36,6 +39,21 @@ def test_an_entry_is_the_expert_of_its_own_name_unless_it_says_another(tmp_path)
     assert {name: entry.expert for name, entry in loaded.experts.items()} == {"shapes": "shapes", "again": "shapes"}
 
 
+def test_the_discriminator_is_of_the_model_that_the_profile_names(tmp_path):
+    for fields, model in (({}, "small"), ({"epochs": 3}, "small"), (IVM | {"folds": 3, "epochs": 3}, "ivm")):
+        loaded = load_profile(profile(tmp_path, discriminator=fields))
+        assert loaded.discriminator.model == model
+        assert loaded.discriminator.objective == "graded"
+        again = Profile.model_validate_json(loaded.model_dump_json())
+        assert again == loaded and type(again.discriminator) is type(loaded.discriminator)
+
+
+def test_a_checkpoint_that_is_not_there_names_the_field(tmp_path):
+    loaded = load_profile(profile(tmp_path, discriminator=IVM | {"sam": {"checkpoint": str(tmp_path / "gone")}}))
+    with pytest.raises(InputError, match=r"^discriminator\.sam: .*gone does not exist"):
+        pin_experts(loaded)
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -51,6 +69,15 @@ def test_an_entry_is_the_expert_of_its_own_name_unless_it_says_another(tmp_path)
         ({"instruct": {"simplifier": "magic"}}, "field 'instruct.simplifier'"),
         ({"weight": {"rule": "magic"}}, "field 'weight.rule'"),
         ({"discriminator": {"folds": 1}}, "field 'discriminator.folds'"),
+        ({"discriminator": {"model": "big"}}, "model 'big': give small or ivm"),
+        ({"discriminator": {"model": "ivm", "condition": CLIP}}, "field 'discriminator.sam'"),
+        ({"discriminator": IVM | {"lora": 1}}, "unknown key 'discriminator.lora'"),
+        ({"discriminator": IVM | {"objective": "best"}}, "field 'discriminator.objective'"),
+        ({"discriminator": {"sam": SAM}}, "unknown key 'discriminator.sam'"),
+        (
+            {"discriminator": IVM | {"condition": CLIP | {"version": "x"}}},
+            "unknown key 'discriminator.condition.version'",
+        ),
     ],
 )
 def test_a_bad_profile_is_one_line_with_file_and_field(tmp_path, fields, words):
@@ -58,6 +85,7 @@ def test_a_bad_profile_is_one_line_with_file_and_field(tmp_path, fields, words):
     with pytest.raises(InputError) as caught:
         load_profile(path)
     assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert path in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -101,6 +101,17 @@ def test_compare_adds_discriminators_that_the_run_did_not_use_on_the_same_masks(
     assert "ρ d nnpu" in capsys.readouterr().out
 
 
+def test_compare_of_a_run_with_the_discriminator_ivm_gives_one_clear_line(run, capsys):
+    run.commit_shard(0)
+    described, checkpoint = run.store.read_json(RUN_FILE), {"checkpoint": "some/where", "version": "x"}
+    described["profile"]["discriminator"] = {"model": "ivm", "sam": checkpoint, "condition": checkpoint}
+    run.store.write_json(RUN_FILE, described)
+    assert main(["evaluate", run.store.output, "--compare"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "--compare is for the discriminator small, and this run's is ivm" in error
+    assert main(["evaluate", run.store.output]) == 0
+
+
 def test_shards_that_are_not_scored_are_left_out_and_said(run, capsys):
     run.commit_shard(0)
     run.commit("samples", 1, [], SAMPLES)

@@ -56,6 +56,20 @@ def test_another_image_root_makes_everything_stale(profile):
     assert changes.stale == tuple(units_of(profile))
 
 
+def test_an_ivm_is_its_checkpoints_weights_wherever_they_lie_and_run(profile):
+    def learned(version="a", lies="/a", **fields):
+        places = {name: {"checkpoint": lies, "version": version} for name in ("sam", "condition")}
+        return units_of(changed(profile, discriminator={"model": "ivm", **places, **fields}))
+
+    derived = ("discriminator", "scores", "labels")
+    assert compare(describe(units_of(profile)), learned()).stale == derived
+    assert compare(describe(learned()), learned(lies="/b", device="cpu", encode_batch=8)).stale == ()
+    assert compare(describe(learned()), learned("b")).stale == derived
+    assert compare(describe(learned()), learned(objective="pn")).stale == derived
+    given = {"discriminator_from": {"run": "runs/demo", "id": "ivm@1"}}
+    assert compare(describe(units_of(changed(profile, **given))), learned()).stale == derived
+
+
 def test_a_given_discriminator_makes_what_reads_it_stale_wherever_it_was_copied_from(profile):
     def given(run, id):
         return units_of(changed(profile, discriminator_from={"run": run, "id": id}))
