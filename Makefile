@@ -4,7 +4,7 @@ BIN := .venv/bin
 IVM_MIX := $(BIN)/python -m pipeline
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: annotate status evaluate experts bench test lint clean
+.PHONY: annotate status evaluate ablation experts bench test lint clean
 
 annotate: .venv/ready
 	@$(if $(DATASET),,echo "ivm-mix: say which dataset: make annotate DATASET=demo" >&2; exit 2)
@@ -19,6 +19,9 @@ status: .venv/ready
 evaluate: .venv/ready
 	@$(if $(RUN),,echo "ivm-mix: say which run: make evaluate RUN=runs/demo" >&2; exit 2)
 	@$(IVM_MIX) evaluate "$(RUN)" $(if $(COMPARE),--compare)
+
+ablation: .venv/ready
+	@$(IVM_MIX) ablation "$(or $(RUN),runs/demo)"
 
 experts: .venv/ready
 	@$(IVM_MIX) experts $(if $(CHECK),--check) $(if $(PROFILE),--profile "$(PROFILE)")

@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if command == "evaluate":
             return _evaluate(**options)
+        if command == "ablation":
+            return _ablation(**options)
         if command == "experts":
             return _experts(**options)
         return _bench(**options)
@@ -59,6 +61,14 @@ def _evaluate(run: str, compare: bool) -> int:
     from pipeline.evaluate import evaluate
 
     evaluate(run, compare)
+    return 0
+
+
+def _ablation(run: str) -> int:
+    # As above, and PyTorch.
+    from pipeline.ablation import ablation
+
+    ablation(run)
     return 0
 
 
@@ -114,6 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument(
         "--compare", action="store_true", help="also train discriminators of other objectives, and a naive one, beside"
     )
+
+    trial = commands.add_parser("ablation", help="train a small model on a demo run by each weighting, and compare")
+    trial.add_argument("run", metavar="RUN", help="the folder of a finished run of the demo")
 
     experts = commands.add_parser("experts", help="the experts, what they need, and which are available")
     experts.add_argument("--check", action="store_true", help="load every expert of the profile, run it on one photo")

@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from stages.base import Config
 
+Rule = Literal["clip", "affine", "identity", "posterior", "odds", "quality"]
+
 
 class WeightConfig(Config):
     """The function f of Discriminator Weighted Supervised Learning (arXiv 2405.19783, section 4), monotone in d.
@@ -23,7 +25,7 @@ class WeightConfig(Config):
     `quality`: the predicted IoU with a human mask, whatever d is.
     """
 
-    rule: Literal["clip", "affine", "identity", "posterior", "odds", "quality"] = "clip"
+    rule: Rule = "clip"
     low: float = Field(0.1, ge=0, le=1)
     high: float = Field(0.9, ge=0, le=1)
     eta: float = Field(0.5, gt=0, le=1)

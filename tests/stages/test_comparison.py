@@ -64,7 +64,7 @@ def test_scores_come_from_a_model_that_did_not_train_on_the_image(found: list[Ex
     rng = np.random.default_rng(0)
     noise = []
     for k in range(90):
-        figures = rng.normal(size=len(found[0].figures)).astype(np.float32)
+        figures = rng.random(len(found[0].figures)).astype(np.float32)
         figures[:4] = 0.2, 0.2, 0.8, 0.8  # One box for all: else a mask would be its own rival, and no noise.
         one = dataclasses.replace(
             found[0], image=f"{k}.png", figures=figures, maker=(HUMAN, "a")[k % 2], machine=k % 2 == 1

@@ -31,7 +31,7 @@ def own(found: list[Example]) -> list[Example]:
 
 
 def _disturbed(one: Example, rng: np.random.Generator) -> Example:
-    figures = rng.normal(size=one.figures.shape).astype(np.float32)
+    figures = rng.random(one.figures.shape).astype(np.float32)
     return dataclasses.replace(one, figures=figures, iou=float(rng.random()), source="other")
 
 
