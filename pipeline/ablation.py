@@ -28,6 +28,7 @@ from pipeline.train import gather
 from pipeline.unit_workers import load_discriminator
 from stages.base import Row, group_by
 from stages.comparison import naive_d
+from stages.discriminator import DiscriminatorConfig
 from stages.examples import OWN, Example, training_pairs
 from stages.measures import View
 from stages.weights import Rule, WeightConfig
@@ -145,7 +146,7 @@ def _unseen(seed: int, scenes: int) -> tuple[Scenes, Pairs]:
 
 def _weights(spec: RunSpec, store: RunStore, labels: list[_Learned]) -> dict[str, np.ndarray]:
     """Weight of each label, float32 (n,), by variant."""
-    discriminator = load_discriminator(store)
+    discriminator = load_discriminator(store, spec.profile.pools.scores)
     if discriminator is None:
         raise InputError(f"{store.output}: no discriminator was trained, so there are no weights to compare")
     read_image = open_reader(spec.manifest).read
@@ -165,7 +166,9 @@ def _weights(spec: RunSpec, store: RunStore, labels: list[_Learned]) -> dict[str
             asked[k] = Example(image, "", text, "label", False, OWN, view.measure(mask), 0.0)
     human = np.array([label.human for label in labels])
     weights = {"human only": human, "machine only": ~human, "both, unweighted": np.ones(len(labels))}
-    naive = naive_d(_examples(spec, store), [asked[k] for k in range(len(labels))], spec.profile.discriminator)
+    small = spec.profile.discriminator
+    asked_all = [asked[k] for k in range(len(labels))]
+    naive = naive_d(_examples(spec, store), asked_all, small) if isinstance(small, DiscriminatorConfig) else None
     if naive is not None:
         weights["both, naive discriminator, clip"] = np.array([WeightConfig().weight(d, 0.0) for d in naive.tolist()])
     for rule in get_args(Rule):
