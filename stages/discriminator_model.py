@@ -1,6 +1,8 @@
 """The small discriminator's network: a mask's figures, an instruction's words and their fit in, d and quality out."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -144,6 +147,20 @@ def good_share(targets: Targets, good: float = 0.75) -> float:
     return float((targets.iou[machine] >= good).float().mean().clamp(0.01, 0.99))
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in one order, so that the same examples give the same weights wherever they are trained; and matrices this
+    small gain nothing from more threads, which on a busy machine wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def fit(
     rows: Rows,
     parts: np.ndarray,
@@ -179,13 +196,7 @@ def fit(
         net.namer = rows.learn_nouns(learn, iou)
         seen = np.hstack([rows.figures[rows.mask], rows.fits, compared])[learn]
         net.mean[:], net.spread[:] = torch.from_numpy(seen.mean(axis=0)), torch.from_numpy(seen.std(axis=0) + 1e-3)
-        # Matrices this small gain nothing from more threads, which on a busy machine wait for one another.
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            _descend(net, net.inputs(rows, compared), torch.from_numpy(learn), targets, objective, prior, epochs)
-        finally:
-            torch.set_num_threads(threads)
+        _descend(net, net.inputs(rows, compared), torch.from_numpy(learn), targets, objective, prior, epochs)
     return net.eval()
 
 

@@ -25,7 +25,7 @@ class FusionConfig(Config):
     the default is the one that comes out best on the demo.
     """
 
-    rule: Rule = "quality"
+    rule: Rule = "d"
 
 
 @dataclass(frozen=True, eq=False)

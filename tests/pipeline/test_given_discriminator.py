@@ -90,7 +90,8 @@ def test_masks_get_the_d_that_the_given_run_gives_them_human_masks_or_not(
     ours, theirs = scores(tmp_path / "run"), scores(run)
     # The trained run scored each image with the model that did not train on it.
     machine = theirs[~theirs.index.str.endswith("/human")]
-    assert ours.d.to_dict() == machine.d.to_dict()
+    # Not to the last bit: a mask is scored along with others, and here there are fewer.
+    assert ours.d.to_dict() == pytest.approx(machine.d.to_dict(), abs=1e-5)
     assert ours.fold.to_dict() == machine.fold.to_dict()
     assert set(ours.discriminator) == set(theirs.discriminator)
     labels = read(str(tmp_path / "run"), "labels")
@@ -98,7 +99,7 @@ def test_masks_get_the_d_that_the_given_run_gives_them_human_masks_or_not(
 
     drawn.write()
     assert main([*command, "--discriminator", str(run), "--update"]) == 0
-    assert scores(tmp_path / "run").d.to_dict() == theirs.d.to_dict()
+    assert scores(tmp_path / "run").d.to_dict() == pytest.approx(theirs.d.to_dict(), abs=1e-5)
 
 
 @pytest.mark.slow

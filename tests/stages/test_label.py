@@ -82,7 +82,7 @@ def test_an_unlabelled_pairs_label_is_fused_and_its_d_is_of_the_fused_mask(
     for pair in unlabelled:
         row = rows[pair["uuid"]]
         mask = decode_rle(row["mask"])
-        assert (row["kind"], row["fusion"], row["experts"]) == ("machine", "quality", ["box", "shift"])
+        assert (row["kind"], row["fusion"], row["experts"]) == ("machine", "d", ["box", "shift"])
         assert (mask == (decode_heatmap(row["heatmap"]) >= 0.5)).all()
         pixels = decode_image(encoded[pair["image"]])
         [score] = discriminator.score(pair["image"], pixels, [(pair["instruction"], mask)], _rivals(pair, shard))
