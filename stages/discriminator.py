@@ -36,7 +36,7 @@ class DiscriminatorConfig(Config):
     objective: Literal["graded", "pn", "nnpu"] = "graded"
     prior: float | None = Field(None, gt=0, lt=1)
     folds: int = Field(5, ge=2, le=20)
-    epochs: int = Field(16, ge=1)
+    epochs: int = Field(10, ge=1)
     max_pairs: int = Field(3000, ge=1)
     """Most labelled pairs to train on, a random choice that stays the same from run to run."""
     seed: int = 0

@@ -138,10 +138,10 @@ _BIN_TABLE = _bin_table()
 def _edges(colour: np.ndarray, depth: np.ndarray, bands: np.ndarray) -> list[float]:
     """Gradient strength in bands along the outline relative to the crop's, and how far gradients point across."""
     across, down = cv2.Sobel(colour, cv2.CV_32F, 1, 0), cv2.Sobel(colour, cv2.CV_32F, 0, 1)
-    light, green_red, blue_yellow = cv2.split(cv2.magnitude(across, down))
+    light, green_red, blue_yellow = cv2.split(_length(across, down))
     smooth = cv2.GaussianBlur(depth, (0, 0), 1)
     normal_x, normal_y = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
-    along = np.abs(across[..., 0] * normal_x + down[..., 0] * normal_y) / (cv2.magnitude(normal_x, normal_y) + 1e-3)
+    along = np.abs(across[..., 0] * normal_x + down[..., 0] * normal_y) / (_length(normal_x, normal_y) + 1e-3)
     values = np.stack([light, green_red + blue_yellow, along, np.ones_like(light)])
     sums = _by_band(bands, values)
     means = sums.sum(axis=0) / sums[:, 3].sum()
@@ -153,6 +153,11 @@ def _edges(colour: np.ndarray, depth: np.ndarray, bands: np.ndarray) -> list[flo
     outline = profile[len(_PROFILE) // 2]
     figures.append(float(outline[2] / (outline[0] + 1)))
     return figures
+
+
+def _length(across: np.ndarray, down: np.ndarray) -> np.ndarray:
+    # Not `cv2.magnitude`, whose last bit depends on where the arrays lie in memory.
+    return np.sqrt(across**2 + down**2)
 
 
 def _shape(mask: np.ndarray) -> list[float]:
