@@ -56,16 +56,10 @@ class IvmDiscriminator:
         asked: Sequence[tuple[str, np.ndarray]],
         rivals: Sequence[np.ndarray] = (),
     ) -> list[Scored]:
-        """d and quality of masks of one image, by the model that did not train on this image.
+        """As `stages.discriminator.Discriminator.score`; `rivals` have no effect, for this model sees the image itself.
 
         The image is encoded once, by calls in a row with the same `pixels` object too, and each instruction once a
         call.
-
-        Args:
-            image: name of the image as in the manifest; it says which fold's model scores.
-            pixels: uint8 RGB (height, width, 3).
-            asked: instruction as given and mask, bool (height, width) with at least one pixel, of each.
-            rivals: without effect; this model sees the image itself.
 
         Raises:
             OutOfMemory: one image or one batch of masks does not fit into the device's memory.

@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -88,14 +89,14 @@ def _drawn_once(seed: int, index: int) -> bytes:
     except OSError:
         buffer = io.BytesIO()
         Image.fromarray(render(plan_scene(seed, index))).save(buffer, format="PNG", compress_level=1)
-    try:
-        kept.parent.mkdir(mode=0o700, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
-            file.write(buffer.getvalue())
-        Path(file.name).replace(kept)
     # A full or read-only disk costs time, not the scene.
-    except OSError:
-        pass
+    with suppress(OSError):
+        kept.parent.mkdir(mode=0o700, exist_ok=True)
+        # Renamed when whole, as other workers may read it now; and nothing half written stays.
+        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+            whole = Path(folder) / kept.name
+            whole.write_bytes(buffer.getvalue())
+            whole.replace(kept)
     return buffer.getvalue()
 
 

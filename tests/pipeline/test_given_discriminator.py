@@ -8,10 +8,9 @@ import yaml
 from pipeline.cli import main
 from pipeline.frames import read
 from pipeline.given_discriminator import GivenDiscriminator
-from pipeline.store import DISCRIMINATOR, RUN_FILE, Marker, RunStore, marker_file
-from pipeline.units import STAGE_VERSIONS
 from stages.discriminator import Discriminator, DiscriminatorConfig, train
 from stages.examples import examples
+from tests.helpers.discriminator_run import commit_discriminator
 from tests.stages.drawn_shard import draw_shard
 
 PROFILE = {
@@ -46,13 +45,7 @@ def files(tmp_path_factory):
 @pytest.fixture
 def committed(files, tmp_path):
     """A run of which only the discriminator is there."""
-    store = RunStore(str(tmp_path / "committed"))
-    described = {"config": {"version": STAGE_VERSIONS[DISCRIMINATOR]}, "inputs": []}
-    store.write_json(RUN_FILE, {"units": {DISCRIMINATOR: described}})
-    names = {f"{DISCRIMINATOR}/{file.name}": file for file in files.iterdir()}
-    written = {name: store.write(name, file.read_bytes()) for name, file in names.items()}
-    marker = Marker(unit=DISCRIMINATOR, shard=0, fingerprint="", sha256=written, rows=9)
-    store.write(marker_file(DISCRIMINATOR, 0), marker.model_dump_json().encode())
+    commit_discriminator(files, tmp_path / "committed")
     return tmp_path / "committed"
 
 

@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,6 @@ from drawn_shard import draw_shard
 from pipeline.errors import InputError
 from pipeline.given_discriminator import GivenDiscriminator
 from pipeline.images import decode_image
-from pipeline.store import DISCRIMINATOR, RUN_FILE, Marker, RunStore, marker_file
-from pipeline.units import STAGE_VERSIONS
 from stages.discriminator import DiscriminatorConfig, weights_file
 from stages.discriminators import Scorer, check_discriminator, load_discriminator, train_any
 from stages.examples import HUMAN, OWN, examples, fold_of
@@ -22,6 +19,7 @@ from stages.ivm_config import IvmConfig
 from stages.label import Label
 from stages.score import Score
 from stages.weights import WeightConfig
+from tests.helpers.discriminator_run import commit_discriminator
 from tests.tiny import ivm, region_clip
 
 torch.set_num_threads(1)
@@ -102,27 +100,8 @@ def test_weights_of_the_small_one_in_the_folder_are_trained_over(config: IvmConf
     assert load_discriminator(tmp_path, "cpu").id.startswith("small@")
 
 
-@pytest.fixture
-def commit(folder: Path, tmp_path: Path) -> Callable[[], RunStore]:
-    """Makes a run of which only an ivm discriminator is there."""
-
-    def make() -> RunStore:
-        store = RunStore(str(tmp_path / "run"))
-        described = {"config": {"version": STAGE_VERSIONS[DISCRIMINATOR]}, "inputs": []}
-        store.write_json(RUN_FILE, {"units": {DISCRIMINATOR: described}})
-        names = {f"{DISCRIMINATOR}/{file.name}": file for file in folder.iterdir()}
-        written = {name: store.write(name, file.read_bytes()) for name, file in names.items()}
-        marker = Marker(unit=DISCRIMINATOR, shard=0, fingerprint="", sha256=written, rows=9)
-        store.write(marker_file(DISCRIMINATOR, 0), marker.model_dump_json().encode())
-        return store
-
-    return make
-
-
-def test_a_given_ivm_is_all_files_of_its_folder_with_its_id(
-    commit: Callable[[], RunStore], folder: Path, scorer: Scorer
-) -> None:
-    given = GivenDiscriminator.read(commit().output, "elsewhere")
+def test_a_given_ivm_is_all_files_of_its_folder_with_its_id(folder: Path, scorer: Scorer, tmp_path: Path) -> None:
+    given = GivenDiscriminator.read(commit_discriminator(folder, tmp_path / "run").output, "elsewhere")
     assert given.origin.id == scorer.id
     assert given.files == {file.name: file.read_bytes() for file in folder.iterdir()}
 
