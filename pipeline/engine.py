@@ -167,7 +167,8 @@ def _keep_traces_to_the_log_file() -> None:
     logger = logging.getLogger("ray.data")
     logger.setLevel(logging.ERROR)
     for handler in logger.handlers:
-        if isinstance(handler, logging.StreamHandler):
+        # Ray's own, by its name: whoever embeds this may have added others.
+        if handler.name == "console":
             handler.setLevel(logging.CRITICAL)
 
 

@@ -130,22 +130,22 @@ def assert_nowhere(secret: str, folder: Path) -> None:
 
 
 def test_killed_and_restarted_no_answered_question_is_asked_again(tmp_path):
-    dataset = make_dataset(tmp_path / "data", 200)
+    dataset = make_dataset(tmp_path / "data", 120)
     with serve(lambda request: replace(play(request), delay=0.25)) as server:
         command = arguments(dataset, server.base_url, tmp_path / "run", concurrency=10)
         process = subprocess.Popen([sys.executable, "-m", "pipeline", *command], start_new_session=True)
         deadline = time.monotonic() + 120
-        while len(asked(server)) < 60 and time.monotonic() < deadline:
+        while len(asked(server)) < 40 and time.monotonic() < deadline:
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         before = len(asked(server))
-        assert 60 <= before < 200
+        assert 40 <= before < 120
         assert main(command) == 0
         repeated = [key for key, times in asked(server).items() if times > 1]
         # Those that were on their way when the kill came: answered, but to nobody.
         assert len(repeated) <= 10
-        assert len(asked(server)) == 200
+        assert len(asked(server)) == 120
     assert_every_pair_once(dataset, tmp_path / "run")
 
 
@@ -163,18 +163,17 @@ def test_under_many_faults_every_pair_ends_in_samples_or_rejects(tmp_path, capsy
         print(f"\n200 pairs under faults: {last - first:.1f} s, {len(server.requests)} requests; ideal {ideal:.1f} s")
 
 
-@pytest.mark.parametrize(("workers", "shard_pairs"), [(1, 200), (4, 100)])
-def test_the_runs_rate_limit_holds_however_many_workers(tmp_path, capsys, workers, shard_pairs):
-    dataset = make_dataset(tmp_path / "data", 400)
+def test_the_runs_rate_limit_holds_over_all_workers(tmp_path, capsys):
+    dataset = make_dataset(tmp_path / "data", 240)
     with serve(lambda request: replace(play(request), delay=0.3)) as server:
         limits = {"requests_per_minute": 1200, "concurrency": 50}
-        assert main(arguments(dataset, server.base_url, tmp_path / "run", workers, shard_pairs, **limits)) == 0
+        assert main(arguments(dataset, server.base_url, tmp_path / "run", workers=4, shard_pairs=60, **limits)) == 0
         times = [request.arrived for request in server.requests]
     # Without the first and last two seconds: a worker that is late for its first slots sends them all at once.
     times = [at for at in times if times[0] + 2 <= at <= times[-1] - 2]
     rate = (len(times) - 1) / (times[-1] - times[0]) * 60
     with capsys.disabled():
-        print(f"\n{workers} workers: {rate:.0f} requests/min of 1200")
+        print(f"\n4 workers: {rate:.0f} requests/min of 1200")
     # Below it only as far as a machine that is busy with other tests is late: 5% is what one alone keeps to.
     assert 1200 * 0.6 <= rate <= 1200 * 1.05
 
