@@ -19,10 +19,12 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    reader: Literal["jsonl", "ivm", "coco", "demo"]
+    reader: Literal["jsonl", "ivm", "coco", "webdataset", "parquet", "demo"]
     images: str | None = None
-    """Image root: every record's image path is below it."""
+    """Image root, a folder or an http(s) URL: every record's image path is below it. None where records hold the images
+    themselves (`webdataset`, `parquet`) or name them by URL."""
     annotations: list[str] = []
+    """Files; where they hold the images also folders, and patterns with `{000..127}` or a `*`."""
     masks: str | None = None
     """Folder of the human mask files, where the format has such; default is the image root."""
     branch: Literal["labelled", "unlabelled"] | None = None

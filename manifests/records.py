@@ -50,6 +50,13 @@ class Reader(Protocol):
             InputError: an annotation file is missing or not of the format at all.
         """
 
+    def fingerprint(self) -> str | None:
+        """Checksum that is another one where `records` may give others, None where only reading them tells.
+
+        Raises:
+            InputError: an annotation file is missing or unreadable.
+        """
+
     def read(self, path: str) -> bytes:
         """Encoded bytes of an image named by a record.
 

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
-import pyarrow as pa
-from pyarrow import fs
 from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
@@ -97,18 +95,10 @@ def plan_source(manifest: Manifest, shard_pairs: int, limit: int | None) -> str 
     Raises:
         InputError: an annotation file is missing or unreadable.
     """
-    if not manifest.annotations:
+    source = open_reader(manifest).fingerprint()
+    if source is None:
         return None
-    digest = hashlib.sha256(f"{manifest.model_dump_json()} {shard_pairs} {limit}".encode())
-    for annotation in manifest.annotations:
-        try:
-            storage, path = fs.FileSystem.from_uri(annotation)
-            with storage.open_input_stream(path, compression=None) as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(f"{annotation}: cannot be read: {error}; mend field 'annotations'") from error
-    return digest.hexdigest()
+    return hashlib.sha256(f"{manifest.model_dump_json()} {shard_pairs} {limit} {source}".encode()).hexdigest()
 
 
 def _images(manifest: Manifest, limit: int | None) -> Iterator[list[dict[str, Any]]]:

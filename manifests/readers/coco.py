@@ -9,8 +9,9 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from manifests.grouping import DiskGroups
 from manifests.manifest import Manifest
-from manifests.readers.files import FileReader, open_stream
-from manifests.records import BadRecord, ReaderOptions, Record, mask_spec
+from manifests.readers.base import FileOptions, FileReader
+from manifests.readers.files import open_stream
+from manifests.records import BadRecord, Record, mask_spec
 from pipeline.errors import InputError, validation_problem
 
 _SHOWN = 2000
@@ -19,7 +20,7 @@ _SHOWN = 2000
 _ORDINALS = ("second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
-class CocoOptions(ReaderOptions):
+class CocoOptions(FileOptions):
     """`per: category` gives one record per image and category, its mask the union of all its annotations, crowds
     included; `per: instance` one per annotation that is no crowd, told apart by position where an image has several
     of a category. `template` words the instruction from `{category}`.
@@ -69,7 +70,7 @@ class CocoReader(FileReader):
     """Reader of instances files; see `CocoOptions`. Records come image by image in the file's order; an image without
     annotations gives none."""
 
-    Options: ClassVar[type[ReaderOptions]] = CocoOptions
+    Options: ClassVar[type[FileOptions]] = CocoOptions
 
     def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest)

@@ -53,6 +53,9 @@ class DemoReader:
             for instruction in instructions:
                 yield Record(_PHOTO + name, instruction, "demo-photo")
 
+    def fingerprint(self) -> None:
+        """None: there is no file to look at; see `manifests.records.Reader`."""
+
     def read(self, path: str) -> bytes:
         """PNG of a scene, the same bytes each time, or the file of a photo.
 

@@ -1,15 +1,10 @@
-"""What file-based readers share: local paths and URIs, and folders whose files a record names by relative path."""
+"""Local paths and URIs, and folders whose files a record names by relative path."""
 
 import posixpath
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import ClassVar
 
 import pyarrow as pa
 from pyarrow import fs
 
-from manifests.manifest import Manifest
-from manifests.records import BadRecord, ReaderOptions, Record
 from pipeline.errors import BadImage, InputError
 
 MAX_FILE_BYTES = 1 << 28
@@ -93,44 +88,3 @@ def _reason(error: Exception) -> str:
             return "permission denied"
         case _:
             return str(error)
-
-
-class FileReader(ABC):
-    """Base of readers of annotation files beside an image root. Subclasses turn one file into records."""
-
-    Options: ClassVar[type[ReaderOptions]] = ReaderOptions
-
-    def __init__(self, manifest: Manifest) -> None:
-        if manifest.images is None:
-            raise InputError(f"manifest '{manifest.name}': field 'images' is missing: give the folder of the images")
-        if not manifest.annotations:
-            raise InputError(f"manifest '{manifest.name}': field 'annotations' is missing: give at least one file")
-        self.manifest = manifest
-        self._images = Folder(manifest.images, "image root")
-        self._masks = Folder(manifest.masks, "masks folder") if manifest.masks else self._images
-
-    def records(self) -> Iterator[Record | BadRecord]:
-        """Every record of the annotation files in turn; see `manifests.records.Reader`.
-
-        Raises:
-            InputError: a folder or an annotation file of the manifest is missing, or a file is not of the format.
-        """
-        for field, folder in (("images", self._images), ("masks", self._masks)):
-            if not folder.exists():
-                raise InputError(f"manifest '{self.manifest.name}': field '{field}': no such folder {folder.location}")
-        for location in self.manifest.annotations:
-            open_stream(location).close()
-        for location in self.manifest.annotations:
-            yield from self.file_records(location)
-
-    @abstractmethod
-    def file_records(self, location: str) -> Iterator[Record | BadRecord]:
-        """Records of one annotation file, streamed."""
-
-    def read(self, path: str) -> bytes:
-        """Encoded bytes of an image; see `manifests.records.Reader`."""
-        return self._images.read(path)
-
-    def read_mask(self, path: str) -> bytes:
-        """Encoded bytes of a mask file; see `manifests.records.Reader`."""
-        return self._masks.read(path)

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
-from manifests.readers.files import FileReader, open_stream
+from manifests.readers.base import FileReader
+from manifests.readers.files import open_stream
 from manifests.records import BadRecord, Record, mask_spec
 from pipeline.errors import InputError, validation_problem
 
@@ -21,6 +22,8 @@ _SHOWN = 2000
 class Line(BaseModel):
     """One line. Give `instruction`, or `instructions` for several pairs that share the image and the mask.
 
+    `image` is a path below the image root, or an http(s) URL where the manifest's `options.urls` allows it; so is the
+    file of a mask, below `masks`.
     `mask` is an object with one key, see `pipeline.masks.mask_from_spec`: `{"rle": {"size": [h, w], "counts": …}}`,
     `{"polygons": [[x1, y1, x2, y2, …], …]}`, `{"box": [x1, y1, x2, y2]}` or `{"file": "path below masks.png"}`.
     `source` names the part of the dataset, by default the manifest's name. Further keys are ignored, except one

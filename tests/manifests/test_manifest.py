@@ -89,7 +89,7 @@ def test_an_unset_or_empty_variable_is_named_with_its_field(
     ("fields", "words"),
     [
         ({"imges": "x"}, ["unknown key 'imges'"]),
-        ({"reader": "parquet"}, ["'reader'", "jsonl", "coco"]),
+        ({"reader": "hdf5"}, ["'reader'", "jsonl", "coco"]),
         ({"reader": ...}, ["'reader'"]),
         ({"licence": ...}, ["'licence'"]),
         ({"licence": ""}, ["'licence'"]),
