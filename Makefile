@@ -14,7 +14,8 @@ annotate: .venv/ready
 		$(if $(DISCRIMINATOR),--discriminator "$(DISCRIMINATOR)")
 
 status: .venv/ready
-	@$(IVM_MIX) status "$(RUN)"
+	@$(if $(RUN),,echo "ivm-mix: say which run: make status RUN=runs/demo" >&2; exit 2)
+	@$(IVM_MIX) status "$(RUN)" $(if $(WATCH),--watch $(filter-out 1,$(WATCH)))
 
 evaluate: .venv/ready
 	@$(if $(RUN),,echo "ivm-mix: say which run: make evaluate RUN=runs/demo" >&2; exit 2)

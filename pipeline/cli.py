@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pipeline.annotate import Job, annotate
 from pipeline.config import load_profile
 from pipeline.errors import BudgetSpent, InputError, RunFailed
-from pipeline.status import print_status
+from pipeline.status import WATCH_SECONDS, print_status
 from pipeline.yaml_files import shipped
 
 UNFINISHED, BAD_INPUT, FAILED, INTERRUPTED = 1, 2, 3, 130
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command == "annotate":
             return annotate(Job(**options))
         if command == "status":
-            print_status(options["run"])
+            print_status(**options)
             return 0
         if command == "evaluate":
             return _evaluate(**options)
@@ -117,6 +117,14 @@ def _parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="what a run holds and whether it is live, from its files alone")
     status.add_argument("run", metavar="RUN", help="the run's folder or URI")
+    status.add_argument(
+        "--watch",
+        nargs="?",
+        type=float,
+        const=WATCH_SECONDS,
+        metavar="SECONDS",
+        help=f"follow a live run to its end or Ctrl-C, looking every {WATCH_SECONDS:g} seconds, or so many",
+    )
 
     evaluation = commands.add_parser("evaluate", help="how good a run's masks and scores are, on its labelled pairs")
     evaluation.add_argument("run", metavar="RUN", help="the run's folder or URI")

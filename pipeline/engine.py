@@ -202,7 +202,8 @@ class ShardMapper:
         if self.unusable:
             raise self.unusable
         try:
-            shard = self.worker.work(unpack(batch))
+            with self.worker.meter.at_work():
+                shard = self.worker.work(unpack(batch))
         except DeviceLost as error:
             self._die(error)
         progress = {"shard": [shard.number], "rejects": [shard.rejects]}

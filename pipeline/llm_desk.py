@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pipeline.answers import AnswerStore, Asked, Sums, new_record
 from pipeline.ledger import Ledger
 from pipeline.limits import Breaker, Budget, Clock, RequestLimit, TokenLimit
+from pipeline.metrics import count_tokens
 from pipeline.store import RunStore
 from stages.asker import MAX_RETRY_AFTER
 from stages.llm import Admission, Answer, Claim, LlmConfig
@@ -156,6 +157,7 @@ class LlmDesk:
         tokens = record.input_tokens, record.output_tokens
         self._ledger.add(Sums(self._dataset, asked.prompt, batch, requests, int(answer is not None), *tokens))
         self._answers.put(record)
+        count_tokens(self._dataset, input=record.input_tokens, output=record.output_tokens)
 
     def _free(self, key: str) -> None:
         self._claims.pop(key, None)

@@ -1,12 +1,13 @@
 """The tables a run ends with, and `ivm-mix status`: from the markers alone."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from pipeline.config import DiscriminatorFrom
 from pipeline.ledger import ledger_table
-from pipeline.parts import AllParts
+from pipeline.parts import AllParts, Parts
 from pipeline.store import DISCRIMINATOR, LEDGER, RUN_FILE, Marker, RunStore
 from pipeline.units import LABELS, SAMPLES
 
@@ -21,13 +22,17 @@ _METRICS = {
 _LEFT_OUT = ("dropped", "duplicates", "capped")
 
 
-def unit_table(parts: AllParts) -> pd.DataFrame:
+Markers = Mapping[str, Mapping[int, Marker]]
+"""Markers by unit and shard."""
+
+
+def unit_table(parts: Parts, markers: Markers) -> pd.DataFrame:
     """One row per unit: committed shards of all, rows, rejects, masks dropped (empty, full or not a number), suppressed
     as duplicates and left out by the cap, worker seconds."""
     total = len(parts.spec.plan.shards)
     rows = []
     for unit in parts.units.values():
-        done = [marker for marker in parts.markers[unit.name].values() if parts.stands(unit, marker)]
+        done = [marker for marker in markers[unit.name].values() if parts.stands(unit, marker)]
         rows.append(
             {
                 "unit": unit.name,
@@ -41,7 +46,7 @@ def unit_table(parts: AllParts) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def label_table(markers: dict[int, Marker]) -> pd.DataFrame | None:
+def label_table(markers: Mapping[int, Marker]) -> pd.DataFrame | None:
     """Mean IoU with the human mask on the labelled pairs: each expert alone, fused, and the best single candidate.
 
     A pair that got no mask counts as 0. None where no pair is labelled.
@@ -60,7 +65,7 @@ def label_table(markers: dict[int, Marker]) -> pd.DataFrame | None:
     return pd.DataFrame(rows)
 
 
-def add_stats(markers: dict[int, Marker]) -> dict[str, float]:
+def add_stats(markers: Mapping[int, Marker]) -> dict[str, float]:
     """The sums of the figures in a unit's markers."""
     totals: dict[str, float] = {}
     for marker in markers.values():
@@ -71,21 +76,26 @@ def add_stats(markers: dict[int, Marker]) -> dict[str, float]:
 
 def print_summary(parts: AllParts, store: RunStore) -> None:
     """Prints what the run holds, how good its masks are where that can be told, and where it lies."""
-    print(unit_table(parts).to_string(index=False))
-    if parts.markers[DISCRIMINATOR]:
+    print(unit_table(parts, parts.markers).to_string(index=False))
+    print_results(parts, parts.markers, store)
+
+
+def print_results(parts: Parts, markers: Markers, store: RunStore) -> None:
+    """Prints the summary without its table of units."""
+    if markers[DISCRIMINATOR]:
         metrics = store.read_json(f"{DISCRIMINATOR}/metrics.json")
         print(f"\n{_discriminator_line(metrics, parts.spec.profile.discriminator_from)}")
-    labels = label_table(parts.markers[LABELS])
+    labels = label_table(markers[LABELS])
     if labels is not None:
         print("\nlabels against human masks, on labelled pairs (no mask counts as 0):")
         print(labels.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     if ledger := (store.read_json(RUN_FILE) or {}).get(LEDGER):
         print(f"\nlanguage model, in all commands of this run:\n{ledger_table(ledger)}")
-    rejected = count_rejects(parts.markers[SAMPLES])
+    rejected = count_rejects(markers[SAMPLES])
     print(f"\n{parts.spec.plan.pairs} pairs, {rejected} rejected. Result: {store.output}")
 
 
-def count_rejects(markers: dict[int, Marker]) -> int:
+def count_rejects(markers: Mapping[int, Marker]) -> int:
     """Rejects of a unit."""
     return sum(marker.rejects for marker in markers.values())
 

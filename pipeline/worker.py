@@ -14,6 +14,7 @@ import ray
 
 from pipeline.attempts import History
 from pipeline.errors import EndsRun, WorkerDied
+from pipeline.metrics import Meter
 from pipeline.parts import Parts, RunSpec
 from pipeline.schemas import REJECTS, to_table
 from pipeline.store import Marker, RunStore, marker_file, rejects_file, table_file
@@ -59,6 +60,7 @@ class UnitWorker(ABC):
         self.parts = Parts(spec, self.store.marker)
         self.unit = self.parts.units[unit]
         self.attempts = attempts
+        self.meter = Meter(spec.manifest.name, self.unit)
 
     @abstractmethod
     def items(self, shard: Shard) -> list[Row]:
@@ -91,7 +93,9 @@ class UnitWorker(ABC):
             row["attempts"] += part.attempts.get(row["uuid"], 0)
         part.kept.add(output)
         shard.rejects += len(output.rejects)
-        self._commit(shard.number, part.kept, read, items, part.seconds + time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self._commit(shard.number, part.kept, read, items, part.seconds + seconds)
+        self.meter.committed(part.todo, output, seconds)
 
     def _open_part(self, shard: Shard, items: list[Row]) -> Part:
         marker = self.store.marker(self.unit.name, shard.number)

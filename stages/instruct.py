@@ -26,6 +26,8 @@ MAX_DESCRIPTIONS = 8
 MAX_DESCRIPTION_CHARS = 300
 """Further wordings that tell a language model of a region; longer ones are left out."""
 CACHE_HITS = "cache_hits/"
+TOKENS = "tokens/"
+"""Figures of a shard: `input` and `output` tokens of answers that were new, `cached` those of the others together."""
 _JPEG_QUALITY = 90
 _DECODERS = 2
 
@@ -143,9 +145,9 @@ class Instruct:
                 asked = group.create_task(self._complicator(instruction, self._region(row), image))
             simplified = await self._simplified(instruction, image)
             complicated = await asked if asked else None
-            _count_hits(simplified, output)
+            _count_answers(simplified, output)
             if complicated:
-                _count_hits(complicated, output)
+                _count_answers(complicated, output)
             output.rows.append(self._completed(row, simplified, complicated))
         except ItemError as error:
             output.rejects.append(reject(row, error, "instruct"))
@@ -206,10 +208,18 @@ class Instruct:
         return Region(wordings[:MAX_DESCRIPTIONS], [round(border / side, 3) for border, side in box])
 
 
-def _count_hits(part: Rewritten[Any], output: Output) -> None:
-    if part.prompt and part.answers:
-        key = f"{CACHE_HITS}{part.prompt.name}"
-        output.stats[key] = output.stats.get(key, 0) + sum(answer.cached for answer in part.answers)
+def _count_answers(part: Rewritten[Any], output: Output) -> None:
+    if not (part.prompt and part.answers):
+        return
+    new = [answer for answer in part.answers if not answer.cached]
+    kept = [answer for answer in part.answers if answer.cached]
+    figures: dict[str, float] = {
+        f"{CACHE_HITS}{part.prompt.name}": len(kept),
+        f"{TOKENS}input": sum(answer.input_tokens for answer in new),
+        f"{TOKENS}output": sum(answer.output_tokens for answer in new),
+        f"{TOKENS}cached": sum(answer.input_tokens + answer.output_tokens for answer in kept),
+    }
+    output.add(Output(stats=figures))
 
 
 def to_jpeg(encoded: bytes | BadImage, most: int) -> bytes | BadImage:

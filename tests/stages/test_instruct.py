@@ -246,10 +246,12 @@ def test_cached_means_that_no_answer_took_a_request():
 
     output, _ = asked(stored, [labelled(), row("the red cup"), row("put the cup on the plate")])
     assert [found["llm"]["cached"] for found in output.rows] == [True, True, True]
-    assert output.stats == {"cache_hits/simplify": 2, "cache_hits/complicate": 1, "cache_hits/simplify_robot": 1}
+    hits = {"cache_hits/simplify": 2, "cache_hits/complicate": 1, "cache_hits/simplify_robot": 1}
+    assert output.stats == hits | {"tokens/input": 0, "tokens/output": 0, "tokens/cached": 440}
     output, _ = asked(half, [labelled()])
     assert [found["llm"]["cached"] for found in output.rows] == [False]
-    assert output.stats == {"cache_hits/simplify": 1, "cache_hits/complicate": 0}
+    hits = {"cache_hits/simplify": 1, "cache_hits/complicate": 0}
+    assert output.stats == hits | {"tokens/input": 100, "tokens/output": 10, "tokens/cached": 110}
     assert not instructed("the red cup")["llm"]["cached"]
 
 
