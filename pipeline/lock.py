@@ -22,8 +22,9 @@ RENEW_SECONDS = 5.0
 EXPIRE_SECONDS = 30.0
 """A lease not renewed for so long is dead: its owner was killed, or its machine is gone."""
 
-
-SETTLE_SECONDS = 0.2
+SETTLE_SECONDS, REMOTE_SETTLE_SECONDS = 0.2, 2.0
+"""A new owner waits for so long before it looks whether the lease is still its own: longer than it takes another one
+from seeing no lease to having written its own."""
 
 _OWN: set[str] = set()
 """Owners of the leases that this process holds."""
@@ -51,7 +52,7 @@ class RunLock:
             )
         self._write()
         # Two runs that start together both find no holder; the one whose lease was overwritten yields.
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(SETTLE_SECONDS if self.store.is_local else REMOTE_SETTLE_SECONDS)
         lease = _lease(self.store)
         if lease and lease["owner"] != self.owner:
             raise InputError(f"OUTPUT '{self.store.output}' was just taken by the run with pid {lease['pid']}")
@@ -65,9 +66,13 @@ class RunLock:
         self._stop.set()
         self._renewer.join()
         _OWN.discard(self.owner)
-        lease = _lease(self.store)
-        if lease and lease["owner"] == self.owner:
-            self.store.delete([LOCK_FILE])
+        try:
+            lease = _lease(self.store)
+            if lease and lease["owner"] == self.owner:
+                self.store.delete([LOCK_FILE])
+        except OSError as failure:
+            # It expires; what is raised here would hide why the run ended.
+            log.warning("the run's lease could not be given back: %s", failure)
 
     def _write(self) -> None:
         lease = {"owner": self.owner, "host": socket.gethostname(), "pid": os.getpid(), "renewed": time.time()}

@@ -4,22 +4,29 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
+from pyarrow.fs import FileSystem
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import InputError
 from pipeline.schemas import REJECTS
+from pipeline.storage import Storage, reason
+
+T = TypeVar("T")
 
 DISCRIMINATOR = "discriminator"
 RUN_FILE = "run.json"
+PROBE = ".probe"
 LEDGER = "ledger"
 """Field of run.json that the run itself adds at its end, see `pipeline.ledger`."""
 # Not `batches`: what is under way there is paid for, and its answers are good for a fresh start too.
@@ -56,26 +63,20 @@ class RunStore:
     """One run at a local path or any pyarrow or fsspec URI (`s3://…`). Picklable."""
 
     def __init__(self, output: str) -> None:
-        """Raises InputError: `output` is no URI of a known storage."""
+        """Raises InputError: `output` is no URI of a known storage, see `pipeline.storage.open_storage`."""
         # Absolute, because a worker may have another current folder.
         self.output = output if "://" in output else str(Path(output).absolute())
-        self._connect()
+        self._storage = Storage(self.output)
+        self.root = self._storage.path
+        self.is_local = self._storage.is_local
 
-    def _connect(self) -> None:
-        if "://" not in self.output:
-            self.fs, self.root = fs.LocalFileSystem(), self.output
-            return
-        try:
-            self.fs, self.root = fs.FileSystem.from_uri(self.output)
-        except (pa.ArrowInvalid, ValueError, ImportError, OSError) as error:
-            raise InputError(f"OUTPUT '{self.output}' is no storage this machine can open: {error}") from error
+    def __reduce__(self) -> tuple[type["RunStore"], tuple[str]]:
+        return RunStore, (self.output,)
 
-    def __getstate__(self) -> dict[str, str]:
-        return {"output": self.output}
-
-    def __setstate__(self, state: dict[str, str]) -> None:
-        self.output = state["output"]
-        self._connect()
+    @property
+    def fs(self) -> FileSystem:
+        """The file system that `path` is a path of."""
+        return self._storage.fs
 
     def path(self, name: str) -> str:
         """Full path of a file of the run."""
@@ -83,9 +84,13 @@ class RunStore:
 
     def read(self, name: str) -> bytes | None:
         """Bytes of a file, or None where there is none."""
-        try:
+
+        def whole() -> bytes:
             with self.fs.open_input_stream(self.path(name), compression=None) as stream:
                 return stream.read()
+
+        try:
+            return self._patiently(name, "read", whole)
         except FileNotFoundError:
             return None
 
@@ -94,13 +99,27 @@ class RunStore:
 
         On a local disk by temporary file, fsync and rename; on object storage an object appears when its upload ends.
         """
-        path = self.path(name)
-        if isinstance(self.fs, fs.LocalFileSystem):
-            _write_local(Path(path), data)
-        else:
-            with self.fs.open_output_stream(path, compression=None) as stream:
-                stream.write(data)
+        self._patiently(name, "written", lambda: self._write(name, data))
         return hashlib.sha256(data).hexdigest()
+
+    def _write(self, name: str, data: bytes) -> None:
+        if self.is_local:
+            _write_local(Path(self.path(name)), data)
+        else:
+            # pyarrow cannot give up an upload: what an exception interrupts it closes, and publishes as it is. Ctrl-C
+            # interrupts the main thread only.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(_upload, self.fs, self.path(name), data).result()
+
+    def _patiently(self, name: str, done: str, operation: Callable[[], T]) -> T:
+        return self._storage.patiently(f"{self._named(name)} cannot be {done}", operation)
+
+    def _named(self, name: str) -> str:
+        """A file as an error names it: on object storage by its URI, as a path does not say where the bucket is."""
+        if self.is_local:
+            return self.path(name)
+        parts = urlsplit(self.output)
+        return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes `value` as indented JSON, atomically."""
@@ -116,25 +135,27 @@ class RunStore:
         try:
             return None if data is None else json.loads(data)
         except ValueError as error:
-            raise InputError(f"{self.path(name)} is damaged: {error}; restore it, or say --fresh") from error
+            raise InputError(f"{self._named(name)} is damaged: {error}; restore it, or say --fresh") from error
 
     def delete(self, names: Iterable[str]) -> None:
         """Deletes files; one that is gone already is fine."""
 
-        def remove(name: str) -> None:
-            try:
-                self.fs.delete_file(self.path(name))
-            except FileNotFoundError:
-                return
-
         with ThreadPoolExecutor(16) as pool:
-            list(pool.map(remove, names))
+            list(pool.map(lambda name: self._patiently(name, "deleted", lambda: self._delete(name)), names))
+
+    def _delete(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self.fs.delete_file(self.path(name))
 
     def delete_folder(self, name: str) -> None:
         """Deletes a folder of the run and all in it; one that is gone already is fine."""
-        self.fs.delete_dir_contents(self.path(name), missing_dir_ok=True)
-        if self.fs.get_file_info(self.path(name)).type == fs.FileType.Directory:
-            self.fs.delete_dir(self.path(name))
+
+        def remove() -> None:
+            self.fs.delete_dir_contents(self.path(name), missing_dir_ok=True)
+            if self.fs.get_file_info(self.path(name)).type == fs.FileType.Directory:
+                self.fs.delete_dir(self.path(name))
+
+        self._patiently(name, "deleted", remove)
 
     def clear(self) -> None:
         """Deletes everything this pipeline writes; leaves what else lies in the folder.
@@ -151,12 +172,13 @@ class RunStore:
         self.delete([RUN_FILE])
 
     def _has(self, name: str) -> bool:
-        return bool(self.fs.get_file_info(self.path(name)).type != fs.FileType.NotFound)
+        info = self._patiently(name, "looked at", lambda: self.fs.get_file_info(self.path(name)))
+        return bool(info.type != fs.FileType.NotFound)
 
     def files(self, folder: str) -> list[str]:
         """Names of the files right below a folder, sorted; empty where there is no such folder."""
         selector = fs.FileSelector(self.path(folder), allow_not_found=True)
-        infos = self.fs.get_file_info(selector)
+        infos = self._patiently(folder, "listed", lambda: self.fs.get_file_info(selector))
         return sorted(info.base_name for info in infos if info.type == fs.FileType.File)
 
     def write_table(self, name: str, table: pa.Table) -> str:
@@ -167,7 +189,12 @@ class RunStore:
 
     def read_table(self, name: str, columns: list[str] | None = None, filters: pc.Expression | None = None) -> pa.Table:
         """A Parquet file as a table: all of it, or these columns, or the rows that pass the filter."""
-        return pq.read_table(self.path(name), filesystem=self.fs, partitioning=None, columns=columns, filters=filters)
+
+        def table() -> pa.Table:
+            path = self.path(name)
+            return pq.read_table(path, filesystem=self.fs, partitioning=None, columns=columns, filters=filters)
+
+        return self._patiently(name, "read", table)
 
     def read_rejects(self, unit: str, shard: int) -> pa.Table:
         """The rejects of one part of a unit; empty where it has none."""
@@ -201,12 +228,18 @@ class RunStore:
     def check_writable(self) -> None:
         """Raises InputError: nothing can be written below OUTPUT."""
         try:
-            self.fs.create_dir(self.root, recursive=True)
-            self.write(".probe", b"")
-            self.delete([".probe"])
+            # At once or not at all: a wrong bucket or key is told without waiting for it to mend.
+            self._write(PROBE, b"")
+            self._delete(PROBE)
         except OSError as error:
-            reason = error.strerror or str(error).splitlines()[0]
-            raise InputError(f"OUTPUT '{self.output}' cannot be written: {reason}; choose another OUTPUT") from error
+            raise InputError(
+                f"OUTPUT '{self.output}' cannot be written: {reason(error)}; mend that, or choose another OUTPUT"
+            ) from error
+
+
+def _upload(storage: FileSystem, path: str, data: bytes) -> None:
+    with storage.open_output_stream(path, compression=None) as stream:
+        stream.write(data)
 
 
 def _write_local(path: Path, data: bytes) -> None:

@@ -80,9 +80,9 @@ class FileReader(ABC):
         """Checksum of the annotation files; see `manifests.records.Reader`."""
         digest = hashlib.sha256()
         for location in self.manifest.annotations:
-            filesystem, path = locate(location)
+            storage = locate(location)
             try:
-                with filesystem.open_input_stream(path, compression=None) as stream:
+                with storage.fs.open_input_stream(storage.path, compression=None) as stream:
                     while block := stream.read(_BLOCK):
                         digest.update(block)
             except (OSError, pa.ArrowInvalid) as error:

@@ -1,26 +1,33 @@
 """Local paths and URIs, and folders whose files a record names by relative path."""
 
 import posixpath
+from collections.abc import Callable
+from typing import TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
 
 from pipeline.errors import BadImage, InputError
+from pipeline.storage import Storage, StorageFailed, reason
 
 MAX_FILE_BYTES = 1 << 28
 """Largest image file read, 256 MiB: a stray archive or video costs one row, not the worker's memory."""
+FILE_PATIENCE_SECONDS = 5.0
+"""For how long one file is asked for before the storage itself is looked at."""
+
+T = TypeVar("T")
 
 
-def locate(location: str) -> tuple[fs.FileSystem, str]:
-    """File system and path of a local path or a URI that pyarrow knows (`s3://`, `gs://`, `fsspec+https://` …).
+def locate(location: str) -> Storage:
+    """The storage of a local path or a URI in a manifest.
 
     Raises:
         InputError: the URI is malformed or its file system is unknown or not installed.
     """
     try:
-        return fs.FileSystem.from_uri(location)
-    except (OSError, ImportError, pa.ArrowInvalid) as error:
-        raise InputError(f"{location}: not a usable path or URI: {error}; mend it in the manifest") from error
+        return Storage(location)
+    except InputError as error:
+        raise InputError(f"{error}; mend it in the manifest") from error
 
 
 def open_stream(location: str) -> pa.NativeFile:
@@ -29,9 +36,9 @@ def open_stream(location: str) -> pa.NativeFile:
     Raises:
         InputError: it is missing or unreadable.
     """
-    filesystem, path = locate(location)
+    storage = locate(location)
     try:
-        return filesystem.open_input_stream(path)
+        return storage.fs.open_input_stream(storage.path)
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{location}: {_reason(error)}; mend field 'annotations' in the manifest") from error
 
@@ -42,7 +49,7 @@ class Folder:
     def __init__(self, location: str, label: str) -> None:
         self.location = location
         self._label = label
-        self._filesystem, self._root = locate(location)
+        self._storage = locate(location)
 
     def exists(self) -> bool:
         """Whether there is such a folder (on object storage: anything below this prefix).
@@ -51,9 +58,12 @@ class Folder:
             InputError: the storage does not let us look.
         """
         try:
-            return self._filesystem.get_file_info(self._root).type == fs.FileType.Directory
+            return self._look() == fs.FileType.Directory
         except OSError as error:
-            raise InputError(f"{self.location}: the {self._label} cannot be looked at: {error}") from error
+            raise InputError(f"{self.location}: the {self._label} cannot be looked at: {reason(error)}") from error
+
+    def _look(self) -> fs.FileType:
+        return self._storage.fs.get_file_info(self._storage.path).type
 
     def read(self, path: str) -> bytes:
         """All bytes of a file.
@@ -61,15 +71,37 @@ class Folder:
         Raises:
             BadImage: `path` is absolute or climbs out of the folder, or its file is missing, unreadable or larger
                 than `MAX_FILE_BYTES`.
+            StorageFailed: the storage does not answer, retries included.
         """
         relative = self._inside(path)
-        try:
-            with self._filesystem.open_input_file(f"{self._root}/{relative}") as file:
+
+        def whole() -> bytes:
+            with self._storage.fs.open_input_file(f"{self._storage.path}/{relative}") as file:
                 if file.size() > MAX_FILE_BYTES:
                     raise BadImage(f"'{path}' has {file.size():,} bytes, the limit is {MAX_FILE_BYTES:,}")
                 return file.read()
+
+        try:
+            return self.persist(whole)
+        except StorageFailed:
+            raise
         except (OSError, ValueError) as error:
             raise BadImage(f"'{path}' in {self.location}: {_reason(error)}") from error
+
+    def persist(self, read: Callable[[], T]) -> T:
+        """The result of a read below the folder, tried again while the storage is away.
+
+        Raises:
+            StorageFailed: the storage does not answer, retries included. What else `read` raises is the file's fault.
+        """
+        try:
+            return self._storage.retried(read, FILE_PATIENCE_SECONDS)
+        except OSError as error:
+            if not self._storage.may_pass(error):
+                raise
+        # The file's fault or the storage's? Once the storage answers, one more try tells.
+        self._storage.patiently(f"{self.location} cannot be looked at", self._look)
+        return read()
 
     def _inside(self, path: str) -> str:
         # Lexical, on purpose: a symlink inside the folder is its owner's decision, a path in a data file is not.
@@ -87,4 +119,4 @@ def _reason(error: Exception) -> str:
         case PermissionError():
             return "permission denied"
         case _:
-            return str(error)
+            return reason(error)

@@ -55,17 +55,17 @@ class PackFolder(Folder):
         Raises:
             InputError: there are none, or the storage does not let us look.
         """
-        parent, last = posixpath.split(f"{self._root}/{path}".rstrip("/"))
+        parent, last = posixpath.split(f"{self._storage.path}/{path}".rstrip("/"))
         try:
             if "*" in last:
                 wanted = re.compile(".*".join(map(re.escape, last.split("*"))), re.DOTALL)
-                listed = self._filesystem.get_file_info(fs.FileSelector(parent, allow_not_found=True))
+                listed = self._storage.fs.get_file_info(fs.FileSelector(parent, allow_not_found=True))
                 found = [info for info in listed if info.is_file and wanted.fullmatch(info.base_name)]
             else:
-                info = self._filesystem.get_file_info(posixpath.join(parent, last))
+                info = self._storage.fs.get_file_info(posixpath.join(parent, last))
                 found = [info] if info.is_file else []
                 if info.type == fs.FileType.Directory:
-                    listed = self._filesystem.get_file_info(fs.FileSelector(info.path, recursive=True))
+                    listed = self._storage.fs.get_file_info(fs.FileSelector(info.path, recursive=True))
                     found = [file for file in listed if file.is_file and _seen(file.path[len(info.path) :])]
         except (OSError, ValueError, pa.ArrowInvalid) as error:
             raise InputError(f"{self.at(path)}: cannot be looked at: {error}; mend field 'annotations'") from error
@@ -76,7 +76,7 @@ class PackFolder(Folder):
 
     def name(self, info: fs.FileInfo) -> str:
         """A found file's path below the folder. Raises InputError where no record could name it so."""
-        name = str(info.path).removeprefix(self._root).lstrip("/")
+        name = str(info.path).removeprefix(self._storage.path).lstrip("/")
         try:
             self._inside(name)
         except BadImage as error:
@@ -90,15 +90,15 @@ class PackFolder(Folder):
 
     def open(self, name: str) -> pa.NativeFile:
         """A file for reads at any place in it. Raises OSError, or BadImage if `name` leads out of the folder."""
-        return self._filesystem.open_input_file(f"{self._root}/{self._inside(name)}")
+        return self._storage.fs.open_input_file(f"{self._storage.path}/{self._inside(name)}")
 
     def open_forward(self, name: str) -> tuple[pa.NativeFile, bool]:
         """A file to be read once from start to end, and whether leaving parts out of it is cheap: on object storage
         each such step is a request. Raises OSError."""
-        path = f"{self._root}/{self._inside(name)}"
-        if isinstance(self._filesystem, fs.LocalFileSystem):
-            return self._filesystem.open_input_file(path), True
-        return self._filesystem.open_input_stream(path, compression=None), False
+        path = f"{self._storage.path}/{self._inside(name)}"
+        if self._storage.is_local:
+            return self._storage.fs.open_input_file(path), True
+        return self._storage.fs.open_input_stream(path, compression=None), False
 
 
 class PackedReader(FileReader):

@@ -19,6 +19,7 @@ from manifests.readers.files import MAX_FILE_BYTES
 from manifests.readers.packed import PackedReader, PackFolder
 from manifests.records import BadRecord, Record, mask_spec
 from pipeline.errors import BadImage, InputError
+from pipeline.storage import StorageFailed
 
 MAX_GROUP_BYTES = 1 << 30
 """Largest column of one row group that is read, 1 GiB: one image costs reading all of it."""
@@ -137,7 +138,9 @@ class ParquetReader(PackedReader):
 
     def _cell(self, location: str, row: int, column: str, read_file: Callable[[str], bytes]) -> bytes:
         try:
-            value = _row_groups.cell(self._packs, location, row, column)
+            value = self._packs.persist(lambda: _row_groups.cell(self._packs, location, row, column))
+        except StorageFailed:
+            raise
         except (*_ERRORS, KeyError) as error:
             problem = " ".join(str(error).split())
             raise BadImage(f"row {row:,} of {self._packs.at(location)} cannot be read: {problem}") from error

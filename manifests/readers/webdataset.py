@@ -16,6 +16,7 @@ from manifests.readers.files import MAX_FILE_BYTES
 from manifests.readers.packed import PackedReader
 from manifests.records import BadRecord, Record, mask_spec
 from pipeline.errors import BadImage, InputError
+from pipeline.storage import StorageFailed
 
 _MOST_TEXT = 1 << 24
 """Largest text or JSON member read, 16 MiB."""
@@ -169,20 +170,25 @@ class WebdatasetReader(PackedReader):
 
     def _member(self, location: str, offset: int, name: str) -> bytes:
         try:
-            with self._packs.open(location) as file:
-                first = file.read_at(_FIRST_READ, offset)
-                with _open_tar(io.BytesIO(first), "r:") as tar:
-                    info = tar.next()
-                if info is None or info.name != name:
-                    raise BadImage(f"'{name}' no longer begins at byte {offset:,} of {location}: make the plan again")
-                if info.size > MAX_FILE_BYTES:
-                    raise BadImage(f"'{name}' has {info.size:,} bytes, the limit is {MAX_FILE_BYTES:,}")
-                start = info.offset_data
-                data = first[start : start + info.size]
-                if len(data) < info.size:
-                    data += file.read_at(info.size - len(data), offset + start + len(data))
+            return self._packs.persist(lambda: self._read_member(location, offset, name))
+        except StorageFailed:
+            raise
         except (tarfile.TarError, OSError, ValueError) as error:
             raise BadImage(f"'{name}' in {self._packs.at(location)}: {error}") from error
+
+    def _read_member(self, location: str, offset: int, name: str) -> bytes:
+        with self._packs.open(location) as file:
+            first = file.read_at(_FIRST_READ, offset)
+            with _open_tar(io.BytesIO(first), "r:") as tar:
+                info = tar.next()
+            if info is None or info.name != name:
+                raise BadImage(f"'{name}' no longer begins at byte {offset:,} of {location}: make the plan again")
+            if info.size > MAX_FILE_BYTES:
+                raise BadImage(f"'{name}' has {info.size:,} bytes, the limit is {MAX_FILE_BYTES:,}")
+            start = info.offset_data
+            data = first[start : start + info.size]
+            if len(data) < info.size:
+                data += file.read_at(info.size - len(data), offset + start + len(data))
         if len(data) < info.size:
             raise BadImage(f"'{name}' in {self._packs.at(location)}: the tar ends before its last byte")
         return data

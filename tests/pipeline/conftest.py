@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.helpers.s3_server import ENVIRONMENT, serve_s3
+
 KEY = "sk-test-1234567890abcdef"
 
 _HOLD = """
@@ -31,8 +33,8 @@ class Head(NamedTuple):
 def cluster():
     """One head node for all runs of a test process, each a job of its own: Ray takes seconds to start.
 
-    `KEY` is the API key in its workers' environment, as on a cluster whose nodes have it. It is held by a process of
-    its own, because a test that starts and ends a local Ray would end this one with it.
+    `KEY` is the API key in its workers' environment, beside keys for S3, as on a cluster whose nodes have them. It is
+    held by a process of its own, because a test that starts and ends a local Ray would end this one with it.
     """
     holder = subprocess.Popen(
         [sys.executable, "-c", _HOLD],
@@ -40,7 +42,7 @@ def cluster():
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=os.environ | {"OPENAI_API_KEY": KEY},
+        env=os.environ | ENVIRONMENT | {"OPENAI_API_KEY": KEY},
     )
     assert holder.stdin and holder.stdout
     words = next(line for line in holder.stdout if line.startswith("ready")).split()
@@ -53,3 +55,13 @@ def cluster():
 def on_cluster(cluster, monkeypatch):
     """Commands of this test run on the shared cluster, others start a Ray of their own."""
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """An S3 server with a bucket `bucket`, and the keys for it in this process's environment."""
+    with pytest.MonkeyPatch.context() as patch, serve_s3() as server:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        server.create("bucket")
+        yield server

@@ -3,6 +3,8 @@
 The workers run in this process, so that each point can be hit; only Ray's scheduling is left out.
 """
 
+import errno
+import os
 import shutil
 import threading
 from contextlib import nullcontext
@@ -197,3 +199,34 @@ def test_a_fresh_start_killed_anywhere_is_no_finished_run(killer, arguments, tmp
         killer.kill(arguments(f"run-{at}", "--fresh"), at)
         assert main(arguments(f"run-{at}")) == 0
         assert_same(tmp_path / f"run-{at}", expected)
+
+
+def test_a_disk_that_fills_up_anywhere_ends_the_command_with_one_line_and_the_same_command_goes_on(
+    killer, arguments, tmp_path, monkeypatch, capsys
+):
+    synced, fsync = [0], os.fsync
+
+    def full(at):
+        def write_out(handle):
+            synced[0] += threading.current_thread() is threading.main_thread()
+            if synced[0] >= at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            fsync(handle)
+
+        synced[0] = 0
+        monkeypatch.setattr(os, "fsync", write_out)
+
+    full(at=10_000)
+    assert main(arguments("whole")) == 0
+    expected = tables(tmp_path / "whole")
+    for at in (1, synced[0] // 2):
+        run = tmp_path / f"run-{at}"
+        full(at)
+        capsys.readouterr()
+        assert main(arguments(run.name)) in (2, 3)
+        said = capsys.readouterr().err
+        assert f"{run}" in said and "No space left on device" in said
+        assert "Traceback" not in said
+        full(at=10_000)
+        assert main(arguments(run.name)) == 0
+        assert_same(run, expected)
