@@ -4,7 +4,7 @@ BIN := .venv/bin
 IVM_MIX := $(BIN)/python -m pipeline
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: annotate status evaluate ablation experts bench test lint clean
+.PHONY: annotate submit status evaluate ablation experts bench test lint clean
 
 annotate: .venv/ready
 	@$(if $(DATASET),,echo "ivm-mix: say which dataset: make annotate DATASET=demo" >&2; exit 2)
@@ -12,6 +12,14 @@ annotate: .venv/ready
 		$(if $(LIMIT),--limit "$(LIMIT)") $(if $(ADDRESS),--address "$(ADDRESS)") $(if $(UPDATE),--update) \
 		$(if $(FRESH),--fresh) $(if $(RETRY_REJECTS),--retry-rejects) $(if $(DRY_RUN),--dry-run) \
 		$(if $(DISCRIMINATOR),--discriminator "$(DISCRIMINATOR)")
+
+submit: .venv/ready
+	@$(if $(DATASET),,echo "ivm-mix: say which dataset: make submit DATASET=… ADDRESS=http://head:8265 OUTPUT=s3://…" >&2; exit 2)
+	@$(IVM_MIX) submit --dataset "$(DATASET)" $(if $(PROFILE),--profile "$(PROFILE)") $(if $(OUTPUT),--output "$(OUTPUT)") \
+		$(if $(LIMIT),--limit "$(LIMIT)") $(if $(ADDRESS),--address "$(ADDRESS)") $(if $(UPDATE),--update) \
+		$(if $(FRESH),--fresh) $(if $(RETRY_REJECTS),--retry-rejects) \
+		$(if $(DISCRIMINATOR),--discriminator "$(DISCRIMINATOR)") $(if $(PASS_ENV),--pass-env "$(PASS_ENV)") \
+		$(if $(SHARED),--shared "$(SHARED)") $(if $(INSTALL),--install) $(if $(STOP),--stop)
 
 status: .venv/ready
 	@$(if $(RUN),,echo "ivm-mix: say which run: make status RUN=runs/demo" >&2; exit 2)

@@ -161,12 +161,32 @@ def _wave(spec: RunSpec, store: RunStore, name: str, units: list[Unit]) -> AllPa
     # Samples head every wave; an expert with nothing left to do is not even started.
     working = [unit for unit in units if unit.name == SAMPLES or pending[unit.name]]
     pairs, rejects = sum(spec.plan.shards[shard].pairs for shard in shards), 0
-    # A log file gets a line now and then, a terminal a moving bar.
-    interval = 0.5 if sys.stderr.isatty() else 10.0
-    with tqdm(total=pairs, desc=name, unit=" pairs", smoothing=0.1, mininterval=interval) as bar:
+    with _progress(name, pairs) as bar:
         for shard, rejected in run_wave(spec, working, shards):
             rejects += rejected
             spent = money_spent(spec)
             bar.set_postfix({"rejects": rejects} | ({} if spent is None else {"spent": f"{spent:.2f}"}), refresh=False)
             bar.update(spec.plan.shards[shard].pairs)
     return AllParts(spec, store)
+
+
+def _progress(name: str, pairs: int) -> tqdm:
+    """A moving bar on a terminal; elsewhere, as in a job's log, a line now and then."""
+    if sys.stderr.isatty():
+        return tqdm(total=pairs, desc=name, unit=" pairs", smoothing=0.1, mininterval=0.5)
+    line = (
+        "{desc}: {percentage:.0f}%, {n_fmt} of {total_fmt} pairs, {elapsed} gone, {remaining} left, {rate_fmt}{postfix}"
+    )
+    return _Lines(total=pairs, desc=name, unit=" pairs", smoothing=0.1, mininterval=10.0, bar_format=line)
+
+
+class _Lines(tqdm):
+    """Progress as whole lines: what is written over itself, a follower of a log sees at its end only."""
+
+    shown: float = -1
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Prints the state, unless nothing has been done since."""
+        if self.n != self.shown:
+            self.shown = self.n
+            print(self, file=self.fp, flush=True)

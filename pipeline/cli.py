@@ -4,6 +4,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from pipeline.annotate import Job, annotate
 from pipeline.config import load_profile
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command == "annotate":
             return annotate(Job(**options))
+        if command == "submit":
+            return _submit(**options)
         if command == "status":
             print_status(**options)
             return 0
@@ -54,6 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nivm-mix: interrupted; {_RESUMES}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _submit(pass_env: str, shared: str, install: bool, stop: bool, **job: Any) -> int:
+    # Imported here because every other command does without.
+    from pipeline.submit import Submission, submit
+
+    names, folders = (tuple(given.replace(",", " ").split()) for given in (pass_env, shared))
+    return submit(Submission(Job(**job), names, folders, install, stop))
 
 
 def _evaluate(run: str, compare: bool) -> int:
@@ -98,22 +109,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     job = commands.add_parser("annotate", help="run every stage on a dataset and write the shards")
-    job.add_argument("--dataset", required=True, metavar="NAME|YAML", help="a shipped manifest (demo) or a YAML file")
-    job.add_argument(
-        "--profile", default="embedded", metavar="NAME|YAML", help=f"{', '.join(shipped('profile'))}, or a YAML file"
-    )
-    job.add_argument("--output", metavar="DIR|URI", help="where the run lies; default runs/<dataset>")
-    job.add_argument("--limit", type=int, metavar="N", help="only the manifest's first N pairs")
-    job.add_argument("--address", metavar="ADDRESS", help="a Ray cluster to run on; default a local one")
-    job.add_argument("--update", action="store_true", help="redo what changed settings make stale")
-    job.add_argument("--fresh", action="store_true", help="delete the run first and start over")
-    job.add_argument("--retry-rejects", action="store_true", help="try the rejected items again")
-    job.add_argument(
-        "--discriminator",
-        metavar="RUN",
-        help="score with the discriminator that this run trained (its folder or URI), instead of training one",
-    )
+    _add_job(job, output="where the run lies; default runs/<dataset>", address="a Ray cluster; default a local one")
     job.add_argument("--dry-run", action="store_true", help="only say what the language model would cost")
+
+    remote = commands.add_parser("submit", help="run `annotate` as a Ray job on a cluster, and show its log")
+    _add_job(remote, output="a URI, or a path below --shared", address="the head's dashboard, http://head:8265")
+    remote.add_argument(
+        "--pass-env", default="", metavar="NAMES", help="environment variables that the job gets from here"
+    )
+    remote.add_argument("--shared", default="", metavar="DIRS", help="folders that every node has at the same path")
+    remote.add_argument("--install", action="store_true", help="let Ray install what the nodes lack, as pinned here")
+    remote.add_argument("--stop", action="store_true", help="stop the job that works on this output")
 
     status = commands.add_parser("status", help="what a run holds and whether it is live, from its files alone")
     status.add_argument("run", metavar="RUN", help="the run's folder or URI")
@@ -143,3 +149,23 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="the pipeline's time against a loop over pairs, with a profile's experts")
     bench.add_argument("--profile", default="embedded", metavar="NAME|YAML", help="whose experts to time")
     return parser
+
+
+def _add_job(parser: argparse.ArgumentParser, output: str, address: str) -> None:
+    parser.add_argument(
+        "--dataset", required=True, metavar="NAME|YAML", help="a shipped manifest (demo) or a YAML file"
+    )
+    parser.add_argument(
+        "--profile", default="embedded", metavar="NAME|YAML", help=f"{', '.join(shipped('profile'))}, or a YAML file"
+    )
+    parser.add_argument("--output", metavar="DIR|URI", help=output)
+    parser.add_argument("--limit", type=int, metavar="N", help="only the manifest's first N pairs")
+    parser.add_argument("--address", metavar="ADDRESS", help=address)
+    parser.add_argument("--update", action="store_true", help="redo what changed settings make stale")
+    parser.add_argument("--fresh", action="store_true", help="delete the run first and start over")
+    parser.add_argument("--retry-rejects", action="store_true", help="try the rejected items again")
+    parser.add_argument(
+        "--discriminator",
+        metavar="RUN",
+        help="score with the discriminator that this run trained (its folder or URI), instead of training one",
+    )

@@ -1,0 +1,1 @@
+"""Files that make a Ray cluster, see README.md there."""
