@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from manifests.manifest import Manifest, load_manifest
 from pipeline.config import Profile, load_profile, pin_experts
-from pipeline.errors import InputError, RunFailed
+from pipeline.errors import InputError, RoomLost, RunFailed
 from pipeline.given_discriminator import GivenDiscriminator
 from pipeline.lock import RunLock
 from pipeline.parts import AllParts, RunSpec
@@ -128,17 +128,17 @@ def run(spec: RunSpec, store: RunStore, job: Job) -> AllParts:
 
             ask_in_batches(spec, store, parts.units[SAMPLES], shards)
         if retried:
-            _wave(replace(spec, retry=frozenset(unit.name for unit in grounding)), store, "retry", grounding)
+            _waves(replace(spec, retry=frozenset(unit.name for unit in grounding)), store, "retry", grounding)
             learned = parts.markers[DISCRIMINATOR].get(0)
             if learned and not learned.rows:
                 # The rejects may have been the human masks that it lacked.
                 store.delete([marker_file(DISCRIMINATOR, 0)])
-        parts = _wave(spec, store, "ground", grounding)
+        parts = _waves(spec, store, "ground", grounding)
         if parts.pending(parts.units[DISCRIMINATOR]):
             print("training the discriminator …", file=sys.stderr, flush=True)
             train_on_ray(spec, parts.units[DISCRIMINATOR])
         scoring = frozenset(unit.name for unit in retried) & {SCORES, LABELS}
-        parts = _wave(replace(spec, retry=scoring), store, "score", labelling)
+        parts = _waves(replace(spec, retry=scoring), store, "score", labelling)
     if left := work_left(AllParts(spec, store)):
         raise RunFailed(f"work is left in {', '.join(left)}")
     return parts
@@ -149,20 +149,35 @@ def work_left(parts: AllParts) -> list[str]:
     return [unit.name for unit in parts.units.values() if parts.pending(unit)]
 
 
-def _wave(spec: RunSpec, store: RunStore, name: str, units: list[Unit]) -> AllParts:
+def _waves(spec: RunSpec, store: RunStore, name: str, units: list[Unit], wait_s: float | None = None) -> AllParts:
+    """Does what is left of the units, as many of them at once as fit on the cluster; `wait_s` is `run_wave`'s."""
+    from pipeline.engine import plan_waves
+
+    parts = AllParts(spec, store)
+    # Samples head every wave; an expert with nothing left to do is not even started.
+    working = [unit for unit in units if unit.name == SAMPLES or parts.pending(unit)]
+    waves = plan_waves(working, grows=wait_s is None)
+    for k, wave in enumerate(waves):
+        title = f"{name} {k + 1}/{len(waves)}" if len(waves) > 1 else name
+        try:
+            parts = _wave(spec, store, title, wave, wait_s)
+        except RoomLost as error:
+            print(f"ivm-mix: {error}; going on with what is there", file=sys.stderr, flush=True)
+            return _waves(spec, store, name, units, wait_s=1.0)
+    return parts
+
+
+def _wave(spec: RunSpec, store: RunStore, title: str, units: list[Unit], wait_s: float | None) -> AllParts:
     from pipeline.engine import run_wave
     from pipeline.llm_session import money_spent
 
     parts = AllParts(spec, store)
-    pending = {unit.name: parts.pending(unit) for unit in units}
-    shards = sorted({shard for shards in pending.values() for shard in shards})
+    shards = sorted({shard for unit in units for shard in parts.pending(unit)})
     if not shards:
         return parts
-    # Samples head every wave; an expert with nothing left to do is not even started.
-    working = [unit for unit in units if unit.name == SAMPLES or pending[unit.name]]
     pairs, rejects = sum(spec.plan.shards[shard].pairs for shard in shards), 0
-    with _progress(name, pairs) as bar:
-        for shard, rejected in run_wave(spec, working, shards):
+    with _progress(title, pairs) as bar:
+        for shard, rejected in run_wave(spec, units, shards, wait_s):
             rejects += rejected
             spent = money_spent(spec)
             bar.set_postfix({"rejects": rejects} | ({} if spent is None else {"spent": f"{spent:.2f}"}), refresh=False)

@@ -10,6 +10,7 @@ from pipeline.annotate import Job, annotate
 from pipeline.config import load_profile
 from pipeline.errors import BudgetSpent, InputError, RunFailed
 from pipeline.status import WATCH_SECONDS, print_status
+from pipeline.termination import TERMINATED, Terminated, sigterm_raises
 from pipeline.yaml_files import shipped
 
 UNFINISHED, BAD_INPUT, FAILED, INTERRUPTED = 1, 2, 3, 130
@@ -20,26 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status.
 
     0 done; 1 done, but with more rejects than the profile allows, or stopped because the budget is spent; 2 bad input
-    or configuration; 3 a worker, the storage or an endpoint failed; 130 interrupted. After 3 and 130 the same command
-    goes on.
+    or configuration; 3 a worker, the storage or an endpoint failed; 130 interrupted; 143 ended by SIGTERM. After 3, 130
+    and 143 the same command goes on.
     """
     options = vars(_parser().parse_args(arguments))
-    command = options.pop("command")
     try:
-        if command == "annotate":
-            return annotate(Job(**options))
-        if command == "submit":
-            return _submit(**options)
-        if command == "status":
-            print_status(**options)
-            return 0
-        if command == "evaluate":
-            return _evaluate(**options)
-        if command == "ablation":
-            return _ablation(**options)
-        if command == "experts":
-            return _experts(**options)
-        return _bench(**options)
+        with sigterm_raises():
+            return _run(options.pop("command"), options)
     except InputError as error:
         print(f"ivm-mix: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -54,9 +42,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print(f"ivm-mix: this is a bug, please report it; {_RESUMES}", file=sys.stderr)
         return FAILED
+    except Terminated:
+        print(f"\nivm-mix: ended by SIGTERM; {_RESUMES}", file=sys.stderr)
+        return TERMINATED
     except KeyboardInterrupt:
         print(f"\nivm-mix: interrupted; {_RESUMES}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _run(command: str, options: dict[str, Any]) -> int:
+    if command == "annotate":
+        return annotate(Job(**options))
+    if command == "submit":
+        return _submit(**options)
+    if command == "status":
+        print_status(**options)
+        return 0
+    if command == "evaluate":
+        return _evaluate(**options)
+    if command == "ablation":
+        return _ablation(**options)
+    if command == "experts":
+        return _experts(**options)
+    return _bench(**options)
 
 
 def _submit(pass_env: str, shared: str, install: bool, stop: bool, **job: Any) -> int:

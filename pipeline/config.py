@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from experts.base import Expert, ExpertOptions, Placement
 from experts.registry import expert_class, missing
@@ -22,22 +22,42 @@ RESERVED_NAMES = ("human", "fused", "best")
 
 
 class Pool(Config):
-    """Ray resources of one unit: `workers` processes, each reserving `cpus` and `gpus` (fractions allowed)."""
+    """Ray resources of one unit: `workers` processes, each reserving `cpus` and `gpus` (a share of one, or whole ones).
+
+    Up to `max_workers` are started where the cluster has room for more, at once or as it grows.
+    """
 
     workers: int = Field(1, ge=1)
+    max_workers: int | None = Field(None, ge=1)
     cpus: float = Field(1.0, ge=0)
     gpus: float = Field(0.0, ge=0)
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_above_one(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("a worker has a share of one GPU, or whole ones: give at most 1, or a whole number")
+        return gpus
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> "Pool":
+        if self.max_workers is not None and self.max_workers < self.workers:
+            raise ValueError(f"max_workers {self.max_workers} is below workers {self.workers}; raise it or remove it")
+        return self
 
 
 class ExpertEntry(Config):
     """One expert of the mixture. `expert` is its module in `experts/`, by default of the entry's own name.
-    `version` is not a user's to set: `pin_experts` notes there what the expert's weights are."""
+    `timeout_s`: seconds after which a call of the expert, which takes up to `placement.batch` images, counts as hung
+    and its process is ended; null for never. `version` is not a user's to set: `pin_experts` notes there what the
+    expert's weights are."""
 
     expert: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
     keep: Keep = Keep()
     pool: Pool = Pool()
     placement: Placement = Placement()
+    timeout_s: float | None = Field(1800, gt=0)
     version: str = ""
 
 

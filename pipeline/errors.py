@@ -18,6 +18,10 @@ class RunFailed(EndsRun):
     """A worker, a node, the storage or an endpoint failed for good: exit status 3, and the same command goes on."""
 
 
+class RoomLost(RunFailed):
+    """Nodes are gone and none came in their place: what is left of the work has to be planned for those there are."""
+
+
 class BudgetSpent(EndsRun):
     """The next question could cost more than is left of the budget: exit status 1, and with more the run goes on."""
 
@@ -59,6 +63,10 @@ class BadAnswer(ItemError):
 
 class WorkerDied(ItemError):
     """The image was being processed each time the worker process died: it is quarantined."""
+
+
+class ExpertHung(ItemError):
+    """The expert did not come back from the image, and was ended, each time: it is quarantined."""
 
 
 def validation_problem(error: ValidationError, prefix: str = "") -> str:

@@ -57,12 +57,12 @@ class QuestionMapper:
 def questions_of(spec: RunSpec, unit: Unit, shards: list[int]) -> Iterator[Question]:
     """The questions of these shards that have no answer, from the workers of `unit`, the samples."""
     configure_ray_data()
-    wait_for_room([unit])
+    workers = wait_for_room([unit])[unit.name]
     rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map_batches(
         QuestionMapper,
         fn_constructor_args=(spec,),
         batch_size=1,
-        compute=ActorPoolStrategy(size=unit.pool.workers),
+        compute=ActorPoolStrategy(size=workers),
         num_cpus=unit.pool.cpus,
         num_gpus=unit.pool.gpus,
     )

@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pyarrow import fs
 from pydantic import ValidationError
 
 from manifests.manifest import Manifest
@@ -124,8 +123,7 @@ class RunView:
 
     def _stamps(self) -> list[Any]:
         """What tells whether the run has another plan or profile."""
-        infos = self.store.fs.get_file_info([self.store.path(RUN_FILE), self.store.path(PLAN_INDEX)])
-        return [(info.mtime_ns, info.size) for info in infos]
+        return [self.store.stamp(name) for name in (RUN_FILE, PLAN_INDEX)]
 
     def refresh(self) -> None:
         """Brings the view up to date: lists the markers, and reads those that are new or were written again.
@@ -142,8 +140,7 @@ class RunView:
             self.markers[unit] = {seen.marker.shard: seen.marker for seen in self._seen[unit].values()}
 
     def _listed(self, unit: str) -> dict[str, _Seen]:
-        folder = fs.FileSelector(self.store.path(f"done/{unit}"), allow_not_found=True)
-        listed = {info.base_name: (info.mtime_ns / 1e9, info.size) for info in self.store.fs.get_file_info(folder)}
+        listed = self.store.listing(f"done/{unit}")
         before = self._seen.get(unit, {})
         stand = {name: seen for name, seen in before.items() if listed.get(name) == (seen.changed, seen.size)}
 

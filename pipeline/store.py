@@ -177,9 +177,17 @@ class RunStore:
 
     def files(self, folder: str) -> list[str]:
         """Names of the files right below a folder, sorted; empty where there is no such folder."""
+        return sorted(self.listing(folder))
+
+    def listing(self, folder: str) -> dict[str, tuple[float, int]]:
+        """Files right below a folder: by name the time of change (Unix seconds) and size (bytes)."""
         selector = fs.FileSelector(self.path(folder), allow_not_found=True)
         infos = self._patiently(folder, "listed", lambda: self.fs.get_file_info(selector))
-        return sorted(info.base_name for info in infos if info.type == fs.FileType.File)
+        return {info.base_name: _stamp(info) for info in infos if info.type == fs.FileType.File}
+
+    def stamp(self, name: str) -> tuple[float, int]:
+        """A file's time of change and size as in `listing`; what it gives where there is none is of no file."""
+        return _stamp(self._patiently(name, "looked at", lambda: self.fs.get_file_info(self.path(name))))
 
     def write_table(self, name: str, table: pa.Table) -> str:
         """Writes a Parquet file (zstd) atomically; returns its SHA-256."""
@@ -240,6 +248,10 @@ class RunStore:
 def _upload(storage: FileSystem, path: str, data: bytes) -> None:
     with storage.open_output_stream(path, compression=None) as stream:
         stream.write(data)
+
+
+def _stamp(info: fs.FileInfo) -> tuple[float, int]:
+    return (info.mtime_ns or 0) / 1e9, info.size or 0
 
 
 def _write_local(path: Path, data: bytes) -> None:

@@ -1,6 +1,8 @@
 """The workers of the four kinds of unit: how each gets its items and which stage it runs."""
 
+import logging
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from pipeline.errors import BadImage
 from pipeline.parts import RunSpec
 from pipeline.store import DISCRIMINATOR, RunStore, plan_file, table_file
 from pipeline.units import CANDIDATES_PREFIX
+from pipeline.watchdog import Watchdog
 from pipeline.worker import Shard, UnitWorker
 from stages import discriminators
 from stages.base import Output, Row
@@ -22,6 +25,11 @@ from stages.label import Label
 from stages.llm import Asker
 from stages.load import Load, read_images
 from stages.score import Score
+
+log = logging.getLogger(__name__)
+
+TELL_S = 10
+"""How long a worker that is about to end may take to say why."""
 
 
 class SamplesWorker(UnitWorker):
@@ -75,7 +83,13 @@ class GroundWorker(UnitWorker):
         super().__init__(spec, unit, attempts)
         name = self.unit.name.removeprefix(CANDIDATES_PREFIX)
         entry = spec.profile.experts[name]
-        self.ground = Ground(name, load_expert(spec.profile, name), entry.version, entry.keep)
+        expert = load_expert(spec.profile, name)
+        watching = Watchdog(entry.timeout_s, self._hung).watching if entry.timeout_s else nullcontext
+        self.ground = Ground(name, expert, entry.version, entry.keep, watching)
+
+    def _hung(self, seconds: float) -> None:
+        log.error("%s: no answer for %g s, this worker ends; part %s", self.unit.name, seconds, self.part)
+        ray.get(self.attempts.hung.remote(self.part, seconds), timeout=TELL_S)
 
     def items(self, shard: Shard) -> list[Row]:
         return shard.samples

@@ -12,8 +12,8 @@ import cv2
 import pyarrow as pa
 import ray
 
-from pipeline.attempts import History
-from pipeline.errors import EndsRun, WorkerDied
+from pipeline.attempts import History, PartId
+from pipeline.errors import EndsRun, ExpertHung, ItemError, WorkerDied
 from pipeline.metrics import Meter
 from pipeline.parts import Parts, RunSpec
 from pipeline.schemas import REJECTS, to_table
@@ -61,6 +61,8 @@ class UnitWorker(ABC):
         self.unit = self.parts.units[unit]
         self.attempts = attempts
         self.meter = Meter(spec.manifest.name, self.unit)
+        self.node = ray.get_runtime_context().get_node_id()
+        self.part: PartId | None = None
 
     @abstractmethod
     def items(self, shard: Shard) -> list[Row]:
@@ -73,10 +75,10 @@ class UnitWorker(ABC):
     def work(self, shard: Shard) -> Shard:
         """Does and commits what is left of the shard; returns it for the next unit."""
         if not self.parts.is_done(self.unit, shard.number):
-            part = (self.unit.name, shard.number)
-            history: History = ray.get(self.attempts.begin.remote(part))
+            self.part = (self.unit.name, shard.number)
+            history: History = ray.get(self.attempts.begin.remote(self.part, self.node))
             self._do(shard, history)
-            ray.get(self.attempts.end.remote(part))
+            ray.get(self.attempts.end.remote(self.part))
         return shard
 
     def _do(self, shard: Shard, history: History) -> None:
@@ -86,9 +88,9 @@ class UnitWorker(ABC):
             raise RuntimeError(f"{self.unit.name} came to shard {shard.number} before what it reads was committed")
         items = self.items(shard)
         part = self._open_part(shard, items)
-        output = self._run_whole(shard, part.todo) if history.begun == 1 else None
+        output = None if history.suspicious else self._run_whole(shard, part.todo)
         if output is None:
-            output = self._run_by_image(shard, part.todo, history.deaths)
+            output = self._run_by_image(shard, part.todo, history)
         for row in output.rejects:
             row["attempts"] += part.attempts.get(row["uuid"], 0)
         part.kept.add(output)
@@ -120,18 +122,17 @@ class UnitWorker(ABC):
             log.exception("%s failed on shard %d as a whole; going image by image", self.unit.name, shard.number)
             return None
 
-    def _run_by_image(self, shard: Shard, items: list[Row], deaths: Mapping[str, int]) -> Output:
-        part = (self.unit.name, shard.number)
+    def _run_by_image(self, shard: Shard, items: list[Row], history: History) -> Output:
         output = Output()
         for image, rows in group_by(items, "image").items():
-            if deaths.get(image, 0) >= 2:
-                error = WorkerDied(f"the worker process died {deaths[image]} times while it worked on this image")
+            if (deaths := history.deaths.get(image, 0)) >= 2:
+                error = quarantine_error(deaths, history.hung.get(image))
                 quarantined = [reject(row, error, self.stage, self.unit.expert) for row in rows]
-                output.rejects += [{**row, "attempts": deaths[image]} for row in quarantined]
+                output.rejects += [{**row, "attempts": deaths} for row in quarantined]
                 continue
-            ray.get(self.attempts.working_on.remote(part, image))
+            ray.get(self.attempts.working_on.remote(self.part, image))
             output.add(self._run_by_row(shard, rows))
-        ray.get(self.attempts.working_on.remote(part, None))
+        ray.get(self.attempts.working_on.remote(self.part, None))
         return output
 
     def _run_by_row(self, shard: Shard, rows: list[Row]) -> Output:
@@ -179,6 +180,16 @@ class UnitWorker(ABC):
             seconds=round(seconds, 3),
         )
         self.store.write(marker_file(name, shard), marker.model_dump_json(indent=2).encode())
+
+
+def quarantine_error(deaths: int, hung_s: float | None) -> ItemError:
+    """Why an image is not tried again: `deaths` processes ended on it, the last after a call hung for `hung_s`."""
+    if hung_s is None:
+        return WorkerDied(f"the worker process died {deaths} times while it worked on this image")
+    return ExpertHung(
+        f"the expert hung for {hung_s:g} s on this image and was ended, {deaths} times; mend the expert or the image, "
+        "or raise the expert's timeout_s"
+    )
 
 
 def digest(items: Iterable[Row]) -> str:

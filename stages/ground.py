@@ -1,6 +1,7 @@
 """Ground: runs one expert over a shard, a few images at a time, and turns its candidates into table rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,19 @@ class Ground:
     """One expert as a stage. `name` is its name in the profile, which may differ from its module's.
 
     Its figures count the masks not kept: `dropped` are empty, full or not a number, `duplicates` and `capped` as
-    `Keep` says.
+    `Keep` says. Every call of the expert is made within a `watching()`, which may end the process if it hangs.
     """
 
-    def __init__(self, name: str, expert: Expert, version: str, keep: Keep | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        expert: Expert,
+        version: str,
+        keep: Keep | None = None,
+        watching: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.name, self.expert, self.version, self.keep = name, expert, version, keep or Keep()
+        self.watching = watching
 
     def run(self, samples: list[Row], encoded: dict[str, bytes]) -> Output:
         """Candidate rows of one shard; an image on which the expert fails costs that image's candidates only."""
@@ -81,7 +90,8 @@ class Ground:
         scenes = [
             Scene(pixels, [Request(row["instruction"], row["phrases"]) for row in rows]) for pixels, rows in images
         ]
-        found = self.expert.ground_batch(scenes)
+        with self.watching():
+            found = self.expert.ground_batch(scenes)
         if len(found) != len(scenes):
             raise ValueError(f"the expert answered for {len(found)} of {len(scenes)} images")
         for scene, by_request in zip(scenes, found, strict=True):

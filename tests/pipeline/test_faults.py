@@ -1,6 +1,11 @@
 """Rows and experts that fail, on real Ray: one bad row costs one row, and rejects can be replayed."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,6 +14,7 @@ from PIL import Image
 
 from pipeline.cli import main
 from pipeline.frames import read
+from tests.helpers.counting_expert import calls
 from tests.helpers.killing_expert import DEADLY
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("on_cluster")]
@@ -21,7 +27,10 @@ EXPERTS = {
 
 def run_arguments(dataset, run: Path, *more: str, **fields) -> list[str]:
     path = run.parent / "profile.yaml"
-    path.write_text(yaml.safe_dump({"shard_pairs": 8, "discriminator": {"epochs": 1, "folds": 2}} | fields))
+    small = {"cpus": 0.5}
+    pools = {"samples": small, "discriminator": small, "scores": small, "labels": small}
+    plain = {"shard_pairs": 8, "discriminator": {"epochs": 1, "folds": 2}, "pools": pools}
+    path.write_text(yaml.safe_dump(plain | fields))
     return ["annotate", "--dataset", dataset.manifest, "--profile", str(path), "--output", str(run), *more]
 
 
@@ -134,3 +143,52 @@ def test_without_human_masks_d_and_weight_are_null_and_the_summary_says_why(draw
     assert len(scores) == 24
     assert labels.d.isna().all()
     assert labels["mask"].notna().all()
+
+
+def counting(notes: Path, **options) -> dict:
+    return {
+        "expert": "tests.helpers.counting_expert",
+        "options": {"notes": str(notes)} | options,
+        "pool": {"cpus": 0.5},
+        "timeout_s": 4,
+    }
+
+
+def test_a_hanging_image_is_quarantined_and_a_killed_worker_costs_its_shard_once(drawn, tmp_path):
+    paint_corner(drawn.folder / "images" / "03.png", DEADLY)
+    killed, hung = tmp_path / "killed", tmp_path / "hung"
+    experts = {"killed": counting(killed, marked="dies_once"), "hung": counting(hung, marked="hangs")}
+    run = tmp_path / "run"
+    assert main(run_arguments(drawn, run, experts=experts, max_reject_share=0.5)) == 0
+
+    rejects = read(str(run), "rejects")
+    assert set(rejects.expert) == {"hung"} and set(rejects.image) == {"03.png"}
+    assert set(rejects.error) == {"ExpertHung"} and list(rejects.attempts) == [2, 2]
+    assert rejects.message.str.startswith("the expert hung for 4 s on this image and was ended, 2 times").all()
+    assert read(str(run), "candidates").expert.value_counts().to_dict() == {"killed": 24, "hung": 22}
+    # A shard is four images here, and the worker died at the last of one.
+    again = Counter(call.image for call in calls(killed))
+    assert sum(again.values()) == 12 + 4 and max(again.values()) == 2
+
+
+def test_sigterm_ends_the_command_within_its_grace_and_the_same_command_goes_on(drawn, tmp_path):
+    run, notes = tmp_path / "run", tmp_path / "notes"
+    command = run_arguments(drawn, run, experts={"slow": counting(notes, seconds=0.3)}, shard_pairs=2)
+    process = subprocess.Popen([sys.executable, "-m", "pipeline", *command], stderr=subprocess.PIPE, text=True)
+    done = run / "done" / "candidates" / "slow"
+    while len(list(done.glob("*.json"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    told = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - told < 25
+    assert process.returncode == 143
+    assert "ivm-mix: ended by SIGTERM; what is committed stays" in errors and "Traceback" not in errors
+    assert not (run / "lock.json").exists()
+
+    assert main(command) == 0
+    for table in ("samples", "candidates", "labels"):
+        frame = read(str(run), table)
+        assert len(frame) == 24 and frame.uuid.is_unique
+    assert len(calls(notes)) <= 12 + 1

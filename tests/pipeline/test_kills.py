@@ -15,7 +15,7 @@ import ray
 import yaml
 
 from pipeline import engine, lock
-from pipeline.attempts import Attempts
+from pipeline.attempts import start_attempts
 from pipeline.cli import main
 from pipeline.frames import read
 from pipeline.store import RunStore
@@ -81,8 +81,8 @@ def session():
 
 @pytest.fixture
 def killer(monkeypatch):
-    def run_wave(spec, units, shards):
-        attempts = Attempts.remote()
+    def run_wave(spec, units, shards, wait_s):
+        attempts = start_attempts()
         workers = [worker_class(unit.name)(spec, unit.name, attempts) for unit in units]
         for number in shards:
             shard = Shard(number)
