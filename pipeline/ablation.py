@@ -181,7 +181,7 @@ def _weights(spec: RunSpec, store: RunStore, labels: list[_Learned]) -> dict[str
 def _examples(spec: RunSpec, store: RunStore) -> list[Example]:
     labelled = [row["uuid"] for row in _rows(store, "samples") if row["branch"] == LABELLED]
     pairs = training_pairs(labelled, spec.profile.discriminator.max_pairs)
-    return gather(spec, store, pairs, range(len(spec.plan.shards)))
+    return gather(spec, pairs, range(len(spec.plan.shards)))
 
 
 def _trained(

@@ -23,8 +23,9 @@ from pipeline.config import Pool
 from pipeline.errors import EndsRun, InputError, RoomLost, RunFailed
 from pipeline.parts import RunSpec
 from pipeline.schemas import SAMPLES
+from pipeline.store import RunStore
 from pipeline.termination import sigterm_kept
-from pipeline.train import train_discriminator
+from pipeline.train import chosen_pairs, gather, train_discriminator
 from pipeline.unit_workers import worker_class
 from pipeline.units import Unit
 from pipeline.waves import Node, cut_waves, share_out
@@ -33,6 +34,8 @@ from pipeline.worker import Shard
 log = logging.getLogger(__name__)
 
 MAX_TRAIN_RETRIES = 3
+GATHERERS = 2
+"""Tasks that gather the discriminator's examples: each starts a process, which on a small machine costs seconds."""
 WAIT_FOR_WORKERS_S = 600
 """How long a wave may wait for room for its workers, as when a cluster has to grow first, or to replace a node."""
 WATCH_ROOM_S = 10.0
@@ -293,11 +296,15 @@ def _keep_traces_to_the_log_file() -> None:
 
 
 def train_on_ray(spec: RunSpec, unit: Unit) -> None:
-    """Trains the run's discriminator as one Ray task and commits it."""
+    """Trains the run's discriminator as one Ray task and commits it; others gather its examples before."""
+    shards, store = range(len(spec.plan.shards)), RunStore(spec.output)
+    pairs, step = chosen_pairs(spec, store), math.ceil(len(shards) / GATHERERS)
+    gatherer = ray.remote(gather).options(num_cpus=unit.pool.cpus, max_retries=MAX_TRAIN_RETRIES)
+    gathered = [gatherer.remote(spec, pairs, shards[k : k + step]) for k in range(0, len(shards), step)]
     task = ray.remote(train_discriminator).options(
         num_cpus=unit.pool.cpus, num_gpus=unit.pool.gpus, max_retries=MAX_TRAIN_RETRIES
     )
-    ray.get(task.remote(spec))
+    ray.get(task.remote(spec, *gathered))
 
 
 class ShardMapper:

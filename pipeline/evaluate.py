@@ -68,7 +68,7 @@ def evaluate(run: str, compare: bool = False) -> None:
     if not judged.pairs:
         raise InputError(f"{run}: none of its pairs has a human mask, and without one nothing can be evaluated")
     if compare and judged.masks and isinstance(learned, DiscriminatorConfig):
-        judged.masks = [train_others(spec, store, judged, shards, learned)]
+        judged.masks = [train_others(spec, judged, shards, learned)]
     tables = make_tables(judged)
     described = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
     rule = spec.profile.fusion.rule
@@ -114,12 +114,10 @@ def judge_shard(spec: RunSpec, store: RunStore, inputs: tuple[str, ...], shard: 
             kept.append(pd.DataFrame(rows))
 
 
-def train_others(
-    spec: RunSpec, store: RunStore, judged: Judged, shards: list[int], config: DiscriminatorConfig
-) -> pd.DataFrame:
+def train_others(spec: RunSpec, judged: Judged, shards: list[int], config: DiscriminatorConfig) -> pd.DataFrame:
     """The judged masks that are trained on, with the column of each discriminator that the run did not use."""
     print("training other discriminators …", file=sys.stderr, flush=True)
-    found = gather(spec, store, training_pairs(judged.pairs, config.max_pairs), shards)
+    found = gather(spec, training_pairs(judged.pairs, config.max_pairs), shards)
     masks, others = pd.concat(judged.masks), trained_otherwise(found, config)
     if not others:
         print("too few pairs have a human mask to train other discriminators", file=sys.stderr)

@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,19 @@ from stages.ivm_config import IvmConfig
 from stages.load import read_images
 
 
-def train_discriminator(spec: RunSpec) -> None:
-    """Trains on the run's committed candidates and commits, be it that human masks are too few for a discriminator."""
+def chosen_pairs(spec: RunSpec, store: RunStore) -> set[str]:
+    """The uuids of the labelled pairs that the run's discriminator trains on."""
+    return training_pairs(_labelled(spec, store), spec.profile.discriminator.max_pairs)
+
+
+def train_discriminator(spec: RunSpec, *gathered: list[Example]) -> None:
+    """Trains on what `gather` gave and commits, be it that human masks are too few for a discriminator."""
     started = time.monotonic()
     store = RunStore(spec.output)
     config = spec.profile.discriminator
     parts = Parts(spec, store.marker)
     unit = parts.units[DISCRIMINATOR]
-    found = gather(spec, store, training_pairs(_labelled(spec, store), config.max_pairs), range(len(spec.plan.shards)))
+    found = list(chain.from_iterable(gathered))
     written = {}
     with tempfile.TemporaryDirectory() as folder:
         # Folds that an interrupted training finished: `train` tells whether they are of these examples.
@@ -71,8 +77,9 @@ def _keep(store: RunStore, file: Path) -> None:
     store.write(f"{DISCRIMINATOR}/{file.name}", file.read_bytes())
 
 
-def gather(spec: RunSpec, store: RunStore, pairs: set[str], shards: Iterable[int]) -> list[Example]:
-    """Training examples of these pairs, from these shards in order."""
+def gather(spec: RunSpec, pairs: set[str], shards: Iterable[int]) -> list[Example]:
+    """Training examples of these pairs, from the run's committed candidates of these shards, in order."""
+    store = RunStore(spec.output)
     reader = open_reader(spec.manifest)
     candidates = Parts(spec, store.marker).units[SCORES].inputs
     found: list[Example] = []

@@ -19,7 +19,7 @@ from pipeline.attempts import start_attempts
 from pipeline.cli import main
 from pipeline.frames import read
 from pipeline.store import RunStore
-from pipeline.train import train_discriminator
+from pipeline.train import chosen_pairs, gather, train_discriminator
 from pipeline.unit_workers import worker_class
 from pipeline.worker import Shard
 
@@ -79,6 +79,11 @@ def session():
     ray.shutdown()
 
 
+def train_here(spec, unit):
+    pairs = chosen_pairs(spec, RunStore(spec.output))
+    train_discriminator(spec, gather(spec, pairs, range(len(spec.plan.shards))))
+
+
 @pytest.fixture
 def killer(monkeypatch):
     def run_wave(spec, units, shards, wait_s):
@@ -93,7 +98,7 @@ def killer(monkeypatch):
 
     monkeypatch.setattr(engine, "ray_session", lambda address, waves: nullcontext())
     monkeypatch.setattr(engine, "run_wave", run_wave)
-    monkeypatch.setattr(engine, "train_on_ray", lambda spec, unit: train_discriminator(spec))
+    monkeypatch.setattr(engine, "train_on_ray", train_here)
     monkeypatch.setattr(lock, "SETTLE_SECONDS", 0)
     return Killer(monkeypatch)
 
