@@ -36,7 +36,7 @@ experts: .venv/ready
 	@$(IVM_MIX) experts $(if $(CHECK),--check) $(if $(PROFILE),--profile "$(PROFILE)")
 
 bench: .venv/ready
-	@$(IVM_MIX) bench --profile "$(or $(PROFILE),$$($(BIN)/python tests/bench_profile.py build/bench))"
+	@$(IVM_MIX) bench --profile "$(or $(PROFILE),$$($(BIN)/python tests/bench_profile.py build/bench))" $(if $(ONLY),--only "$(ONLY)")
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -1,93 +1,53 @@
-"""`ivm-mix bench`: what batching brings: the pipeline's time against that of a plain loop over pairs."""
+"""`ivm-mix bench`: one page of figures, each from one run on this machine, and the same as JSON."""
 
-import json
+import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
-import skimage.data
-import yaml
-from PIL import Image
+from pipeline.benchmarks import ceiling, framework_tax, resume, rivals, scaling, storage, work_redone
+from pipeline.benchmarks.page import Figure, describe_machine, lettered, print_page, write_page
+from pipeline.errors import InputError
 
-from pipeline.annotate import Job, annotate
-from pipeline.config import load_expert, load_profile
-from pipeline.errors import RunFailed
-from pipeline.parts import AllParts, RunSpec
-from pipeline.status import open_run
-from pipeline.store import RunStore, table_file
-from pipeline.units import CANDIDATES_PREFIX, SAMPLES
-from stages.base import Output, Row
-from stages.ground import Ground
-
-IMAGES, INSTRUCTIONS = 50, ("face", "orange suit", "cup", "the cat on the left", "a round thing")
-PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
-SIDES = ((320, 240), (240, 300), (300, 300))
-"""Widths and heights, in pixels, of the crops that the images are."""
+PAGE = Path("build/bench")
 
 
-def bench(profile: str) -> None:
-    """Annotates 50 images of 5 instructions with the profile's experts, then asks the same experts pair by pair.
+def bench(profile: str, only: str | None = None) -> list[Figure]:
+    """Measures, prints the page and writes it to build/bench/bench.json, or `bench-<letters>.json` for `only` some.
 
-    Prints, per expert and in all, the seconds of the loop and those of the pipeline: the workers' per expert, and in
-    all those of the whole command, Ray's start and every other stage included.
+    Args:
+        profile: whose experts `c` compares.
+        only: letters of the benchmarks wanted, by default all.
+
+    Raises:
+        InputError: there is no benchmark of such a letter.
+        RunFailed: a command that is measured fails.
     """
-    with tempfile.TemporaryDirectory(prefix="ivm-mix-bench-") as folder:
-        dataset = write_dataset(Path(folder))
-        started = time.perf_counter()
-        annotate(Job(dataset=str(dataset), profile=profile, output=f"{folder}/run"))
-        command_s = time.perf_counter() - started
-        spec, store = open_run(f"{folder}/run")
-        parts = AllParts(spec, store)
-        encoded = {path.name: path.read_bytes() for path in (Path(folder) / "images").iterdir()}
-        rows = [_compare(name, spec, store, parts, encoded) for name in load_profile(profile).experts]
-    table = pd.DataFrame(rows)
-    whole = {"expert": "all", "pipeline s": command_s, **table[["candidates", "loop s", "loop candidates"]].sum()}
-    table = pd.concat([table, pd.DataFrame([whole])], ignore_index=True)
-    table["times faster"] = table["loop s"] / table["pipeline s"]
-    print(f"\n{IMAGES} images, {len(INSTRUCTIONS)} instructions each; 'all' is the whole command")
-    print(table.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
-
-
-def _compare(name: str, spec: RunSpec, store: RunStore, parts: AllParts, encoded: dict[str, bytes]) -> dict[str, Any]:
-    markers = parts.markers[f"{CANDIDATES_PREFIX}{name}"].values()
-    samples = [row for shard in parts.markers[SAMPLES] for row in _rows(store, shard)]
-    ground = Ground(name, load_expert(spec.profile, name), "", spec.profile.experts[name].keep)
-    started = time.perf_counter()
-    output = Output()
-    for sample in samples:
-        output.add(ground.run([sample], {sample["image"]: encoded[sample["image"]]}))
-    loop_s = time.perf_counter() - started
-    if output.rejects:
-        raise RunFailed(f"expert '{name}' failed in the loop: {output.rejects[0]['message']}")
-    return {
-        "expert": name,
-        "pipeline s": sum(marker.seconds for marker in markers),
-        "candidates": sum(marker.rows for marker in markers),
-        "loop s": loop_s,
-        "loop candidates": len(output.rows),
+    benchmarks: dict[str, Callable[[Path], list[Figure]]] = {
+        "a": framework_tax.measure,
+        "b": ceiling.measure,
+        "c": partial(rivals.measure, profile=profile),
+        "d": scaling.measure,
+        "e": resume.measure,
+        "f": storage.measure,
+        "g": work_redone.measure,
     }
-
-
-def _rows(store: RunStore, shard: int) -> list[Row]:
-    return store.read_table(table_file(SAMPLES, shard)).to_pylist()
-
-
-def write_dataset(folder: Path) -> Path:
-    """A manifest of crops of scikit-image's photos in `folder`, each with all the instructions."""
-    (folder / "images").mkdir()
-    rng = np.random.default_rng(0)
-    photos = [Image.fromarray(getattr(skimage.data, name)()) for name in PHOTOS]
-    lines = []
-    for k in range(IMAGES):
-        photo, (width, height) = photos[k % len(photos)], SIDES[k % len(SIDES)]
-        left = int(rng.integers(0, photo.width - width + 1))
-        top = int(rng.integers(0, photo.height - height + 1))
-        photo.crop((left, top, left + width, top + height)).save(folder / "images" / f"{k:02d}.png")
-        lines += [json.dumps({"image": f"{k:02d}.png", "instruction": instruction}) for instruction in INSTRUCTIONS]
-    (folder / "pairs.jsonl").write_text("\n".join(lines))
-    manifest = {"name": "bench", "reader": "jsonl", "images": "images", "annotations": "pairs.jsonl", "licence": "none"}
-    (folder / "bench.yaml").write_text(yaml.safe_dump(manifest))
-    return folder / "bench.yaml"
+    if unknown := set(only or "") - benchmarks.keys():
+        raise InputError(
+            f"--only {only}: there is no benchmark '{min(unknown)}'; give letters of {''.join(benchmarks)}"
+        )
+    machine, figures = describe_machine(), list[Figure]()
+    path = PAGE / (f"bench-{only}.json" if only else "bench.json")
+    for letter in only or benchmarks:
+        print(f"bench {letter} …", file=sys.stderr, flush=True)
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="ivm-mix-bench-") as folder:
+            figures += lettered(letter, benchmarks[letter](Path(folder)))
+        print(f"bench {letter}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        # After each, so that what is measured outlives a later failure.
+        write_page(figures, machine, path)
+    print_page(figures)
+    print(f"\n{machine['cores']} cores, {machine['processor']}, load {machine['load_average'][0]} before. JSON: {path}")
+    return figures

@@ -101,11 +101,11 @@ def _experts(check: bool, profile: str) -> int:
     return 0
 
 
-def _bench(profile: str) -> int:
+def _bench(profile: str, only: str | None) -> int:
     # As above.
     from pipeline.bench import bench
 
-    bench(profile)
+    bench(profile, only)
     return 0
 
 
@@ -154,8 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     experts.add_argument("--check", action="store_true", help="load every expert of the profile, run it on one photo")
     experts.add_argument("--profile", default="embedded", metavar="NAME|YAML", help="whose experts to check")
 
-    bench = commands.add_parser("bench", help="the pipeline's time against a loop over pairs, with a profile's experts")
-    bench.add_argument("--profile", default="embedded", metavar="NAME|YAML", help="whose experts to time")
+    bench = commands.add_parser("bench", help="speed, memory and storage, measured on this machine, on one page")
+    bench.add_argument("--only", metavar="LETTERS", help="only these figures, as in 'bf'; see the README for which")
+    bench.add_argument("--profile", default="embedded", metavar="NAME|YAML", help="whose experts figure c compares")
     return parser
 
 

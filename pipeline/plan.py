@@ -108,7 +108,7 @@ def _images(manifest: Manifest, limit: int | None) -> Iterator[list[dict[str, An
         for number, record in enumerate(tqdm(records, desc="plan", unit=" pairs", leave=False, delay=3)):
             # A bad record has no image to share; a key of its own keeps it a group of one.
             key = record.image if isinstance(record, Record) else f"\0{number}"
-            groups.add(key, json.dumps([isinstance(record, Record), asdict(record)]))
+            groups.add(key, json.dumps([isinstance(record, Record), vars(record)]))
         for _, values in groups:
             yield _rows(manifest, [json.loads(value) for value in values])
 

@@ -13,9 +13,9 @@ import yaml
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.tiny import grounding_dino, owlv2, region_clip, sam
+from tests.tiny import grounding_dino, owlv2, sam
 
-EXPERTS = {"grounding_dino": grounding_dino, "owlv2": owlv2, "region_clip": region_clip}
+EXPERTS = {"grounding_dino": grounding_dino, "owlv2": owlv2}
 
 
 def make(folder: Path) -> Path:
@@ -23,7 +23,7 @@ def make(folder: Path) -> Path:
     folders = {name: folder / name for name in (*EXPERTS, "sam")}
     for path in folders.values():
         path.mkdir(parents=True, exist_ok=True)
-    segmenter = sam.save(folders["sam"], image_side=512, patch=16, width=384, depth=24)
+    segmenter = sam.save(folders["sam"], image_side=512, patch=16, width=192, depth=12)
     entries: dict[str, Any] = {}
     for name, expert in EXPERTS.items():
         options = expert.save(folders[name]) | {"top": 1, "segmenter": segmenter}

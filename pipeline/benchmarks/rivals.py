@@ -1,0 +1,61 @@
+"""c. The pipeline's time against that of what a user would write, with the same experts on the same images."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+from PIL import Image
+
+from pipeline.benchmarks.inputs import annotate_command, write_manifest
+from pipeline.benchmarks.page import Figure
+from pipeline.benchmarks.processes import run_command
+
+IMAGES = 30
+INSTRUCTIONS = ("face", "orange suit", "cup", "the cat on the left", "a round thing", "the sky", "a spoon", "her hair")
+"""Eight, as an image of RefCOCO has about seven."""
+PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
+SIDES = ((320, 240), (240, 300), (300, 300))
+"""Widths and heights, in pixels, of the crops that the images are."""
+RIVALS = {
+    "pair-loop": "a loop over pairs",
+    "image-loop": "a loop over images",
+    "pair-ray": "a Ray Data script over pairs",
+    "image-ray": "a Ray Data script over images",
+}
+_LEAST = {"pair-loop": 3.0, "pair-ray": 1.0}
+
+
+def measure(work: Path, profile: str) -> list[Figure]:
+    """Whole commands, their start included; the pipeline's also scores and labels, which the others do not."""
+    dataset = write_photos(work / "data", IMAGES)
+    pipeline = run_command(annotate_command(dataset, Path(profile), work / "run"), work / "log.txt")
+    figures = [Figure(f"the pipeline, {IMAGES} images of {len(INSTRUCTIONS)} instructions", pipeline.seconds, "s")]
+    for kind, name in RIVALS.items():
+        command = ["-m", "pipeline.benchmarks.rival", kind, profile, str(work / "data"), str(work / kind)]
+        usage = run_command(command, work / f"{kind}.txt")
+        figures += [
+            Figure(
+                f"{name}, seconds of it per second of the pipeline",
+                usage.seconds / pipeline.seconds,
+                least=_LEAST.get(kind),
+            ),
+            Figure(f"{name}, processor seconds per processor second", usage.cpu_s / pipeline.cpu_s),
+        ]
+    return figures
+
+
+def write_photos(folder: Path, images: int) -> Path:
+    """A manifest of crops of scikit-image's photos in `folder`, each with all the instructions."""
+    (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    photos = [Image.fromarray(getattr(skimage.data, name)()) for name in PHOTOS]
+    lines = []
+    for k in range(images):
+        photo, (width, height) = photos[k % len(photos)], SIDES[k % len(SIDES)]
+        left = int(rng.integers(0, photo.width - width + 1))
+        top = int(rng.integers(0, photo.height - height + 1))
+        photo.crop((left, top, left + width, top + height)).save(folder / "images" / f"{k:02d}.png")
+        lines.append(json.dumps({"image": f"{k:02d}.png", "instructions": INSTRUCTIONS}))
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+    return write_manifest(folder)
