@@ -104,16 +104,19 @@ class Web:
 
 
 class WebFolder(Folder):
-    """An image root at an http(s) URL. A query, such as a signature, goes with every file's URL."""
+    """An image root at an http(s) URL."""
 
     def __init__(self, location: str, label: str, hosts: frozenset[str]) -> None:
         try:
             url = _parsed(location)
         except BadImage as error:
             raise InputError(f"{_shown(location)}: the {label} is {error}; mend it in the manifest") from error
-        self.location = _shown(location)
+        if url.userinfo or url.query:
+            # A run keeps its manifest as it was read.
+            problem = "holds a password or a query, which would be written into run.json; use a URL without"
+            raise InputError(f"{_shown(location)}: the {label} {problem}")
+        self.location = location
         self._label = label
-        self._url = location
         self._web = Web(hosts | {url.host}, public=False)
 
     def exists(self) -> bool:
@@ -126,8 +129,7 @@ class WebFolder(Folder):
         Raises:
             BadImage: `path` is outside the folder, or the server does not give it.
         """
-        base, mark, query = self._url.partition("?")
-        return self._web.fetch(f"{base.rstrip('/')}/{quote(self._inside(path), errors='replace')}{mark}{query}")
+        return self._web.fetch(f"{self.location.rstrip('/')}/{quote(self._inside(path), errors='replace')}")
 
 
 @cache

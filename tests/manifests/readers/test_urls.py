@@ -100,11 +100,11 @@ def test_urls_of_a_manifest_go_through_plan_and_load(
 def test_an_image_root_may_be_a_url_and_reads_nothing_above_it(
     site: Site, tmp_path: Path, manifest: Callable[..., Manifest], loaded: Callable[[Manifest], Output]
 ) -> None:
-    site.says("/set/100%25%20%C3%BC%231.png?key=k", body=png())
-    site.says("/secret.png?key=k", body=png())
+    site.says("/set/100%25%20%C3%BC%231.png", body=png())
+    site.says("/secret.png", body=png())
     names = ["100% ü#1.png", "../secret.png", f"{site.root}/secret.png"]
     pairs(tmp_path, *({"image": name, "instruction": "the cup"} for name in names))
-    output = loaded(manifest(reader="jsonl", images=f"{site.root}/set/?key=k", annotations="pairs.jsonl"))
+    output = loaded(manifest(reader="jsonl", images=f"{site.root}/set/", annotations="pairs.jsonl"))
     assert [row["image"] for row in output.rows] == [names[0]]
     outside, url = (row["message"] for row in output.rejects)
     assert "outside the image root" in outside
@@ -209,3 +209,10 @@ def test_a_listed_host_is_a_host_name(host: str) -> None:
 
 def test_one_host_may_be_given_without_a_list() -> None:
     assert FileOptions.model_validate({"urls": "Images.example.org"}).urls == ["images.example.org"]
+
+
+@pytest.mark.parametrize("root", ["https://me:hush@a.org/set", "https://a.org/set?key=hush"])
+def test_a_root_with_a_secret_is_refused_and_the_secret_not_told(root: str) -> None:
+    with pytest.raises(InputError, match="would be written into run.json") as caught:
+        WebFolder(root, "image root", frozenset())
+    assert "hush" not in str(caught.value)
