@@ -213,6 +213,6 @@ def test_one_host_may_be_given_without_a_list() -> None:
 
 @pytest.mark.parametrize("root", ["https://me:hush@a.org/set", "https://a.org/set?key=hush"])
 def test_a_root_with_a_secret_is_refused_and_the_secret_not_told(root: str) -> None:
-    with pytest.raises(InputError, match="would be written into run.json") as caught:
+    with pytest.raises(InputError, match=r"would be written into run\.json") as caught:
         WebFolder(root, "image root", frozenset())
     assert "hush" not in str(caught.value)
