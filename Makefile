@@ -4,7 +4,7 @@ BIN := .venv/bin
 IVM_MIX := $(BIN)/python -m pipeline
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: annotate submit status evaluate ablation experts bench test lint clean
+.PHONY: annotate submit status evaluate ablation experts bench test test-faults lint clean
 
 annotate: .venv/ready
 	@$(if $(DATASET),,echo "ivm-mix: say which dataset: make annotate DATASET=demo" >&2; exit 2)
@@ -38,8 +38,13 @@ experts: .venv/ready
 bench: .venv/ready
 	@$(IVM_MIX) bench --profile "$(or $(PROFILE),$$($(BIN)/python tests/bench_profile.py build/bench))" $(if $(ONLY),--only "$(ONLY)")
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not faults"
+
+test-faults: .venv/ready
+	$(PYTEST) -m faults
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

@@ -52,7 +52,7 @@ class Worker:
 
 @ray.remote(num_cpus=0)
 class Attempts:
-    """One actor per wave. It dies with the driver: a driver that is killed blames no row for its own death."""
+    """One actor per session. It dies with the driver: a driver that is killed blames no row for its own death."""
 
     def __init__(self) -> None:
         self.parts: dict[PartId, History] = {}
@@ -143,10 +143,15 @@ def _waits_for_room(worker: str) -> bool:
     return ray._private.state.actors(worker).get("State") == "RESTARTING"
 
 
-def start_attempts() -> Any:
-    """An `Attempts` beside the driver: it must not go with a node that is lost; the driver's ends the run anyway."""
+def session_attempts() -> Any:
+    """The session's `Attempts`, which lives as long as somebody holds it; its process takes seconds to start.
+
+    It is beside the driver: it must not go with a node that is lost; the driver's ends the run anyway.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Attempts.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    # A driver's names are its own, unless it says a namespace.
+    options = Attempts.options(name="attempts", get_if_exists=True, scheduling_strategy=here)  # type: ignore[attr-defined]
+    return options.remote()
 
 
 def is_alive(node: str) -> bool:

@@ -19,7 +19,7 @@ from ray.data.exceptions import SystemException
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from experts.base import DeviceLost
-from pipeline.attempts import start_attempts
+from pipeline.attempts import session_attempts
 from pipeline.config import Pool
 from pipeline.errors import EndsRun, InputError, RoomLost, RunFailed
 from pipeline.parts import RunSpec
@@ -79,7 +79,9 @@ def ray_session(address: str | None, waves: list[list[Unit]]) -> Iterator[None]:
     try:
         if not address:
             _check_gpus(waves)
+        held = session_attempts()
         yield
+        del held
     except ray.exceptions.RayError as error:
         cause = _root_cause(error)
         for kind in EndsRun.__subclasses__():
@@ -170,7 +172,7 @@ def run_wave(
     """
     configure_ray_data()
     workers = wait_for_room(units, wait_s)
-    attempts = start_attempts()
+    attempts = session_attempts()
     dataset: ray.data.Dataset = ray.data.from_items(
         [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
     )

@@ -237,6 +237,8 @@ def command(dataset, output, profile_path, *more):
     return [sys.executable, "-m", "pipeline", *arguments(dataset, output, profile_path, *more)]
 
 
+@pytest.mark.faults
+@pytest.mark.usefixtures("on_cluster")
 def test_three_kills_of_the_driver_lose_and_repeat_nothing(finished, tmp_path):
     dataset, undisturbed, path = finished
     run = tmp_path / "run"

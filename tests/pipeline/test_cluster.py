@@ -14,7 +14,7 @@ from pipeline.frames import read
 from tests.helpers.counting_expert import calls
 from tests.helpers.ray_nodes import RayNodes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

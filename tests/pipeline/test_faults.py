@@ -17,7 +17,7 @@ from pipeline.frames import read
 from tests.helpers.counting_expert import calls
 from tests.helpers.killing_expert import DEADLY
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("on_cluster")]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.usefixtures("on_cluster")]
 
 EXPERTS = {
     "killer": {"expert": "tests.helpers.killing_expert", "pool": {"cpus": 0.5}},

@@ -139,7 +139,7 @@ def fails(capsys, *arguments) -> str:
 def test_what_is_no_run_or_has_no_discriminator_gives_one_clear_line(committed, command, tmp_path, capsys):
     flags = [*command, "--discriminator"]
     assert "no run here" in fails(capsys, *flags, str(tmp_path / "nowhere"))
-    assert "no storage" in fails(capsys, *flags, "nosuch://bucket/run")
+    assert "no path or URI" in fails(capsys, *flags, "nosuch://bucket/run")
     marker = committed / "done" / "discriminator" / "part-00000.json"
     written = json.loads(marker.read_text())
     marker.write_text(json.dumps(written | {"rows": 0, "sha256": {}}))

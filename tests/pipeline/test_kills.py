@@ -15,7 +15,7 @@ import ray
 import yaml
 
 from pipeline import engine, lock
-from pipeline.attempts import start_attempts
+from pipeline.attempts import Attempts
 from pipeline.cli import main
 from pipeline.frames import read
 from pipeline.store import RunStore
@@ -23,7 +23,7 @@ from pipeline.train import chosen_pairs, gather, train_discriminator
 from pipeline.unit_workers import worker_class
 from pipeline.worker import Shard
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 KEYS = {"samples": "uuid", "candidates": "candidate_id", "scores": "candidate_id", "labels": "uuid"}
 
@@ -87,7 +87,7 @@ def train_here(spec, unit):
 @pytest.fixture
 def killer(monkeypatch):
     def run_wave(spec, units, shards, wait_s):
-        attempts = start_attempts()
+        attempts = Attempts.remote()
         workers = [worker_class(unit.name)(spec, unit.name, attempts) for unit in units]
         for number in shards:
             shard = Shard(number)

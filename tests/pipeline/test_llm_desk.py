@@ -231,16 +231,6 @@ def test_a_folder_that_cannot_be_used_is_bad_input(open_desk, tmp_path):
         open_desk(answers=str(tmp_path / "file" / "answers"))
 
 
-def test_the_secrets_of_a_uri_are_in_no_record(tmp_path):
-    config = LlmConfig(base_url="http://localhost:1/v1", model="m", answers=str(tmp_path / "answers"))
-    desk = LlmDesk(config, "s3://AKIAKEY:SECRET@bucket/runs/demo?region=eu-west-1", "demo")
-    answer(desk)
-    desk.close()
-    (segment,) = (tmp_path / "answers" / "segments").iterdir()
-    written = segment.read_text()
-    assert "SECRET" not in written and '"run": "s3:bucket/runs/demo"' in written
-
-
 @pytest.mark.parametrize(
     ("output", "folder"),
     [

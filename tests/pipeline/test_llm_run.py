@@ -129,6 +129,7 @@ def assert_nowhere(secret: str, folder: Path) -> None:
     assert holders == []
 
 
+@pytest.mark.faults
 def test_killed_and_restarted_no_answered_question_is_asked_again(tmp_path):
     dataset = make_dataset(tmp_path / "data", 120)
     with serve(lambda request: replace(play(request), delay=0.25)) as server:
@@ -149,6 +150,7 @@ def test_killed_and_restarted_no_answered_question_is_asked_again(tmp_path):
     assert_every_pair_once(dataset, tmp_path / "run")
 
 
+@pytest.mark.faults
 def test_under_many_faults_every_pair_ends_in_samples_or_rejects(tmp_path, capsys):
     dataset = make_dataset(tmp_path / "data", 200)
     rates = {"429": 0.3, "500": 0.1, "garbage": 0.05, "hang": 0.05}
@@ -192,6 +194,7 @@ def test_a_wrong_key_ends_the_command_at_once_with_nothing_but_the_plan(tmp_path
     assert written == {"plan", "run.json"}
 
 
+@pytest.mark.faults
 def test_a_spent_budget_stops_the_run_which_goes_on_with_a_larger_one(tmp_path, capsys):
     dataset = make_dataset(tmp_path / "data", 60)
     money = {"price": {"input": 1000.0, "output": 1000.0}, "concurrency": 4, "max_tokens": 64}
@@ -207,6 +210,7 @@ def test_a_spent_budget_stops_the_run_which_goes_on_with_a_larger_one(tmp_path, 
     assert_every_pair_once(dataset, tmp_path / "run")
 
 
+@pytest.mark.faults
 def test_an_endpoint_that_goes_away_is_waited_for(tmp_path):
     dataset = make_dataset(tmp_path / "data", 60)
     gone = {"from": None}

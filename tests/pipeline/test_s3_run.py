@@ -12,7 +12,7 @@ from pipeline.given_discriminator import GivenDiscriminator
 from pipeline.torch_data import MaskStream
 from tests.conftest import make_drawn
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("on_cluster")]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.usefixtures("on_cluster")]
 
 PROFILE = {
     "shard_pairs": 12,

@@ -29,7 +29,7 @@ from pipeline.submit import pinned_packages, start_or_join
 from tests.conftest import make_drawn
 from tests.helpers import waiting_expert
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-never-to-be-seen"
@@ -168,8 +168,8 @@ def times(run: Path) -> dict[str, int]:
 def test_a_job_is_joined_left_stopped_and_gone_on_with_and_gives_what_a_local_run_gives(user, head):
     run = user.folder / "run"
     first = user.start(log="first.log")
-    # The last image's shard is held back until there is a gate.
-    until(lambda: first.poll() is not None or len(times(run)) == 3)
+    # The last image's shard is held back until there is a gate; shards may overtake each other.
+    until(lambda: first.poll() is not None or times(run))
     committed = times(run)
     second = user.start(log="second.log")
     until(lambda: second.poll() is not None or "at it already" in user.log("second.log"))
