@@ -276,14 +276,14 @@ def test_long_unicode_never_fails_otherwise_than_by_a_bad_instruction(text: str)
         ),
     ],
 )
-def test_eight_kilobytes_take_under_50_ms(unit: str) -> None:
+def test_eight_kilobytes_take_under_a_fifth_of_a_second(unit: str) -> None:
     text = ("x" + unit * 8192)[:8192]
     seconds = []
     for _ in range(5):
         start = time.process_time()
         phrases(text)
         seconds.append(time.process_time() - start)
-    assert min(seconds) < 0.05
+    assert min(seconds) < 0.2
 
 
 def test_word_lists_name_no_entry_twice_and_are_lower_case() -> None:
