@@ -146,7 +146,7 @@ def test_the_same_command_again_changes_nothing_and_starts_no_ray(finished, caps
     before = checksums(run)
     started = time.monotonic()
     assert main(arguments(dataset, run, path)) == 0
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert checksums(run) == before
     assert "24 pairs, 0 rejected" in capsys.readouterr().out
 
