@@ -12,8 +12,8 @@ from tests.helpers.s3_server import ENVIRONMENT, serve_s3
 
 KEY = "sk-test-1234567890abcdef"
 
-# A driver that starts a Ray of its own turns tokens on for its whole process, and then no longer talks to a cluster that
-# was started without: so all have the same one from the start.
+# A driver that starts a Ray of its own turns tokens on for its whole process, and no longer talks to a cluster that
+# was started without them: so all have the same one from the start.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
 
