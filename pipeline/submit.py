@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -294,13 +294,11 @@ async def _print_log(client: "JobSubmissionClient", name: str, shown: int) -> in
     from aiohttp import ClientError
 
     seen = 0
-    try:
+    # Whether the job has ended is for its status to say.
+    with suppress(ClientError, RuntimeError):
         async for text in client.tail_job_logs(name):
             print(text[max(0, shown - seen) :], end="", flush=True)
             seen += len(text)
-    except (ClientError, RuntimeError):
-        # Whether the job has ended is for its status to say.
-        pass
     return max(seen, shown)
 
 
