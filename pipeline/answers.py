@@ -134,8 +134,7 @@ class AnswerStore:
     def __init__(self, folder: str) -> None:
         """Raises InputError: the folder cannot be opened, or not be written."""
         self._store = answers_folder(folder)
-        local = isinstance(self._store.fs, fs.LocalFileSystem)
-        self._gather_seconds = LOCAL_SECONDS if local else REMOTE_SECONDS
+        self._gather_seconds = LOCAL_SECONDS if self._store.is_local else REMOTE_SECONDS
         self._database = sqlite3.connect("", check_same_thread=False)
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
