@@ -19,6 +19,7 @@ from pipeline.store import RunStore, plan_file
 
 PLAN_INDEX = "plan/plan.json"
 PAIR_DIGEST_BYTES = 16
+_NO_VALUES = dict.fromkeys(PLAN.names)
 
 
 class PlanShard(BaseModel):
@@ -108,19 +109,24 @@ def _images(manifest: Manifest, limit: int | None) -> Iterator[list[dict[str, An
         for number, record in enumerate(tqdm(records, desc="plan", unit=" pairs", leave=False, delay=3)):
             # A bad record has no image to share; a key of its own keeps it a group of one.
             key = record.image if isinstance(record, Record) else f"\0{number}"
-            groups.add(key, json.dumps([isinstance(record, Record), vars(record)]))
-        for _, values in groups:
-            yield _rows(manifest, [json.loads(value) for value in values])
+            groups.add(key, record)
+        for _, grouped in groups:
+            yield _rows(manifest, grouped)
 
 
-def _rows(manifest: Manifest, values: list[Any]) -> list[dict[str, Any]]:
+def _rows(manifest: Manifest, records: list[Record | BadRecord]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
-    for good, fields in values:
-        row = _pair_row(manifest, Record(**fields)) if good else _bad_row(manifest, BadRecord(**fields))
+    for record in records:
+        row = _pair_row(manifest, record) if isinstance(record, Record) else _bad_row(manifest, record)
         if row["uuid"] in seen:
             message = f"the same image and instruction as pair {row['uuid']}"
-            row |= {"uuid": None, "error": DuplicatePair.__name__, "message": message, "input": json.dumps(fields)}
+            row |= {
+                "uuid": None,
+                "error": DuplicatePair.__name__,
+                "message": message,
+                "input": json.dumps(vars(record)),
+            }
         elif row["uuid"]:
             seen.add(row["uuid"])
         rows.append(row)
@@ -135,7 +141,7 @@ def _pair_row(manifest: Manifest, record: Record) -> dict[str, Any]:
         return _bad_row(manifest, BadRecord(f"its text is not valid Unicode: {error.reason}", asdict(record)))
     human_mask = None if manifest.branch == UNLABELLED else record.human_mask
     row = {
-        **dict.fromkeys(PLAN.names),
+        **_NO_VALUES,
         "uuid": pair_uuid(manifest.name, record.image, record.instruction),
         "dataset": manifest.name,
         "source": record.source,
@@ -153,7 +159,7 @@ def _pair_row(manifest: Manifest, record: Record) -> dict[str, Any]:
 
 def _bad_row(manifest: Manifest, record: BadRecord) -> dict[str, Any]:
     return {
-        **dict.fromkeys(PLAN.names),
+        **_NO_VALUES,
         "dataset": manifest.name,
         "image": record.image,
         "error": BadRecord.__name__,

@@ -89,20 +89,20 @@ class CocoReader(FileReader):
             for item in _items(location, "images"):
                 try:
                     image = _Image.model_validate(item)
-                    groups.add(str(image.id), json.dumps(["image", image.file_name]))
+                    groups.add(str(image.id), ("image", image.file_name))
                 except ValidationError as error:
                     yield _bad(location, "image", item, validation_problem(error))
             for item in _items(location, "annotations"):
                 try:
                     annotation = _Annotation.model_validate(item)
                     self._check(annotation, names)
-                    groups.add(str(annotation.image_id), json.dumps(["annotation", annotation.model_dump()]))
+                    groups.add(str(annotation.image_id), ("annotation", annotation))
                 except ValidationError as error:
                     yield _bad(location, "annotation", item, validation_problem(error))
                 except ValueError as error:
                     yield _bad(location, "annotation", item, str(error))
             for _, members in groups:
-                yield from self._image_records(location, [json.loads(member) for member in members], names)
+                yield from self._image_records(location, members, names)
 
     def _check(self, annotation: _Annotation, names: dict[int, str]) -> None:
         if annotation.category_id not in names:
@@ -110,9 +110,11 @@ class CocoReader(FileReader):
         if self.options.per == "instance" and annotation.bbox is None:
             raise ValueError("field 'bbox' is missing: 'per: instance' tells instances apart by their position")
 
-    def _image_records(self, location: str, members: list[Any], names: dict[int, str]) -> Iterator[Record | BadRecord]:
+    def _image_records(
+        self, location: str, members: list[tuple[str, Any]], names: dict[int, str]
+    ) -> Iterator[Record | BadRecord]:
         images = [value for kind, value in members if kind == "image"]
-        annotations = [_Annotation.model_construct(**value) for kind, value in members if kind == "annotation"]
+        annotations = [value for kind, value in members if kind == "annotation"]
         if len(images) != 1:
             problem = "no image has this image_id" if not images else f"{len(images)} images share this image_id"
             for annotation in annotations:

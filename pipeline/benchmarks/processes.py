@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.errors import RunFailed
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-_EVERY_S = 0.25
+_EVERY_S = 0.5
 
 
 @dataclass
@@ -49,6 +49,8 @@ def run_command(arguments: Sequence[str], log: Path, environment: Mapping[str, s
     Raises:
         RunFailed: its exit status is not 0.
     """
+    # Else the command's own commits would wait for what was written before, for it to read.
+    os.sync()
     started = time.monotonic()
     with log.open("wb") as file:
         command = subprocess.Popen(
