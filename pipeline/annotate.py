@@ -5,8 +5,6 @@ import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-from tqdm import tqdm
-
 from manifests.manifest import Manifest, load_manifest
 from pipeline.config import Profile, load_profile, pin_experts
 from pipeline.errors import InputError, RoomLost, RunFailed
@@ -14,6 +12,7 @@ from pipeline.given_discriminator import GivenDiscriminator
 from pipeline.lock import RunLock
 from pipeline.parts import AllParts, RunSpec
 from pipeline.plan import Plan, committed_plan, make_plan, plan_source
+from pipeline.progress import progress
 from pipeline.reconcile import reconcile, run_description
 from pipeline.store import DISCRIMINATOR, RunStore, marker_file
 from pipeline.summary import excessive_rejects, print_summary
@@ -176,32 +175,10 @@ def _wave(spec: RunSpec, store: RunStore, title: str, units: list[Unit], wait_s:
     if not shards:
         return parts
     pairs, rejects = sum(spec.plan.shards[shard].pairs for shard in shards), 0
-    with _progress(title, pairs) as bar:
+    with progress(title, "pairs", total=pairs, delay=0) as bar:
         for shard, rejected in run_wave(spec, units, shards, wait_s):
             rejects += rejected
             spent = money_spent(spec)
             bar.set_postfix({"rejects": rejects} | ({} if spent is None else {"spent": f"{spent:.2f}"}), refresh=False)
             bar.update(spec.plan.shards[shard].pairs)
     return AllParts(spec, store)
-
-
-def _progress(name: str, pairs: int) -> tqdm:
-    """A moving bar on a terminal; elsewhere, as in a job's log, a line now and then."""
-    if sys.stderr.isatty():
-        return tqdm(total=pairs, desc=name, unit=" pairs", smoothing=0.1, mininterval=0.5)
-    line = (
-        "{desc}: {percentage:.0f}%, {n_fmt} of {total_fmt} pairs, {elapsed} gone, {remaining} left, {rate_fmt}{postfix}"
-    )
-    return _Lines(total=pairs, desc=name, unit=" pairs", smoothing=0.1, mininterval=10.0, bar_format=line)
-
-
-class _Lines(tqdm):
-    """Progress as whole lines: what is written over itself, a follower of a log sees at its end only."""
-
-    shown: float = -1
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Prints the state, unless nothing has been done since."""
-        if self.n != self.shown:
-            self.shown = self.n
-            print(self, file=self.fp, flush=True)

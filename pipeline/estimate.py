@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from manifests.manifest import open_reader
 from pipeline.answers import SEGMENTS, AnswerStore
@@ -13,6 +12,7 @@ from pipeline.errors import BadImage
 from pipeline.llm_batch import CollectingAsker
 from pipeline.llm_desk import answers_beside
 from pipeline.parts import RunSpec
+from pipeline.progress import progress
 from pipeline.store import RunStore, plan_file
 from stages.base import Row
 from stages.instruct import Instruct
@@ -69,7 +69,7 @@ def count_questions(
     counts: dict[str, Count] = {}
     asker = CollectingAsker(find)
     instruct = Instruct(spec.profile.instruct, asker)
-    for rows, images in tqdm(_rows(spec, store, draft, shards), total=len(shards), desc="count", unit=" shards"):
+    for rows, images in progress("count", "shards", _rows(spec, store, draft, shards), total=len(shards)):
         instruct.run(rows, images)
         for question in asker.taken():
             count = counts.setdefault(question.prompt, Count())

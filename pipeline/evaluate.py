@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from pipeline.errors import InputError
 from pipeline.parts import AllParts, RunSpec
+from pipeline.progress import progress
 from pipeline.schemas import LABELLED
 from pipeline.status import open_run
 from pipeline.store import RunStore, table_file
@@ -63,7 +63,7 @@ def evaluate(run: str, compare: bool = False) -> None:
     if not shards:
         raise InputError(f"{run}: no shard is scored yet; let 'annotate' finish one first")
     judged = Judged()
-    for shard in tqdm(shards, desc="evaluate", unit=" shards", disable=not sys.stderr.isatty()):
+    for shard in progress("evaluate", "shards", shards):
         judge_shard(spec, store, parts.units[SCORES].inputs, shard, judged)
     if not judged.pairs:
         raise InputError(f"{run}: none of its pairs has a human mask, and without one nothing can be evaluated")

@@ -8,12 +8,12 @@ from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from tqdm import tqdm
 
 from manifests.grouping import DiskGroups
 from manifests.manifest import Manifest, open_reader
 from manifests.records import BadRecord, Record
 from pipeline.errors import DuplicatePair, InputError, validation_problem
+from pipeline.progress import progress
 from pipeline.schemas import LABELLED, PLAN, UNLABELLED, to_table
 from pipeline.store import RunStore, plan_file
 
@@ -106,7 +106,7 @@ def _images(manifest: Manifest, limit: int | None) -> Iterator[list[dict[str, An
     """Plan rows of one image at a time."""
     records = islice(open_reader(manifest).records(), limit)
     with DiskGroups() as groups:
-        for number, record in enumerate(tqdm(records, desc="plan", unit=" pairs", leave=False, delay=3)):
+        for number, record in enumerate(progress("plan", "pairs", records)):
             # A bad record has no image to share; a key of its own keeps it a group of one.
             key = record.image if isinstance(record, Record) else f"\0{number}"
             groups.add(key, record)
