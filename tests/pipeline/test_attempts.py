@@ -1,4 +1,7 @@
+from string import ascii_lowercase
+
 import pytest
+import ray
 
 from pipeline import attempts
 from pipeline.errors import RunFailed
@@ -10,7 +13,9 @@ PART = ("candidates/one", 3)
 def record(monkeypatch):
     """The record itself, without its actor; `lost` are nodes that are no more."""
     lost: set[str] = set()
-    monkeypatch.setattr(attempts, "is_alive", lambda node: node not in lost)
+    # In Ray itself: after runs in this process, the class may have its own copy of this module's functions.
+    nodes = [{"NodeID": node, "Alive": True} for node in ascii_lowercase]
+    monkeypatch.setattr(ray, "nodes", lambda: [node for node in nodes if node["NodeID"] not in lost])
     made = attempts.Attempts.__ray_metadata__.modified_class()
     made.lost = lost
     return made
