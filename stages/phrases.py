@@ -293,7 +293,7 @@ def _role(classes: frozenset[str], after: frozenset[str], previous: str, questio
     if "relation" in classes and classes & NOMINAL and "determiner" not in after:
         classes -= {"relation"}
     if "support" in classes and "noun" in classes:  # "can"
-        named = previous == "determiner" or (previous in NOMINAL and not after & (NOMINAL | {"auxiliary"}))
+        named = previous == "determiner" or (previous in NOMINAL and not after & (NOMINAL | {"auxiliary", "pronoun"}))
         return "noun" if named else "support"
     headless = previous == "determiner" and not question and not after & (NOMINAL | {"conjunction"})
     if classes & {"adjective", UNKNOWN} and headless:

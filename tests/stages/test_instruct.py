@@ -64,7 +64,7 @@ def test_an_instruction_is_simplified_to_phrases_and_says_by_what():
     found = instructed("put the red cup on the green plate")
     assert found["phrases"] == ["red cup", "green plate"]
     assert found["llm"]["model"] == "rules"
-    assert found["llm"]["prompt"] == "simplify_rules@1"
+    assert found["llm"]["prompt"] == "simplify_rules@2"
     assert found["llm"]["input_tokens"] == 0
 
 
@@ -78,7 +78,7 @@ def test_only_labelled_pairs_get_complex_wordings():
 
 def test_what_wrote_a_row_is_named():
     found = instructed("the red cup", branch=LABELLED)
-    assert found["llm"]["prompt"] == "simplify_rules@1+complicate_rules@1"
+    assert found["llm"]["prompt"] == "simplify_rules@2+complicate_rules@1"
     assert found["llm"]["prompt_hash"].count("+") == 1
 
 
@@ -131,7 +131,7 @@ def test_an_unlabelled_pair_is_asked_about_once_by_the_prompt_of_its_kind():
 
 def test_rules_and_language_model_mix():
     output, asker = asked(good, [labelled()], simplifier="rules")
-    assert output.rows[0]["llm"]["prompt"] == "simplify_rules@1+complicate@1"
+    assert output.rows[0]["llm"]["prompt"] == "simplify_rules@2+complicate@1"
     assert output.rows[0]["llm"]["model"] == "tiny"
     output, asker = asked(good, [labelled()], complicator="rules")
     assert output.rows[0]["llm"]["prompt"] == "simplify@1+complicate_rules@1"
@@ -206,7 +206,7 @@ def test_rules_step_in_for_an_answer_that_stays_bad_if_the_profile_says_so():
     [found] = output.rows
     assert found["phrases"] == ["red cup"]
     assert len(found["instructions"]) == 4
-    assert found["llm"]["prompt"] == "simplify_rules@1+complicate_rules@1"
+    assert found["llm"]["prompt"] == "simplify_rules@2+complicate_rules@1"
     assert found["llm"]["model"] == "rules"
     assert found["llm"]["output_tokens"] == 40
 

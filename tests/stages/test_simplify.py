@@ -96,6 +96,14 @@ QUESTIONS = {
         "man ironing clothes on the back of a car"
     ],
     "Can you see the dog behind the fence?": ["dog behind the fence"],
+    "How many apples can you count in the picture?": ["apples"],
+    "Is the pear to the left or to the right of the large orange?": ["pear", "large orange"],
+    "Is the man to the left or right of the dog that is on the grass?": ["man", "dog on the grass"],
+    "Which is further to the left, the little apple or the pear?": ["little apple", "pear"],
+    "Is the tin with the word MALT on it closer to the camera than the bottle?": ["tin with the word MALT", "bottle"],
+    "Is the dog bigger than the cat?": ["dog", "cat"],
+    "What is the book in front of the plate about, going by its title?": ["book in front of the plate"],
+    "Is there a cup right next to the plate?": ["cup right next to the plate"],
 }
 WRITING = {
     "What does the sign say?": ["sign"],
@@ -144,6 +152,11 @@ COMMANDS = {
     "click on the search button at the top right": ["search button at the top right"],
     "Tell me what the man in blue is holding.": ["man in blue"],
     "I want to eat the apple": ["apple"],
+    "Robot, take the cup": ["cup"],
+    "point to the robot, then to the door": ["robot", "door"],
+    "swap the silver spoon and the teapot": ["silver spoon", "teapot"],
+    "put the cup right next to the plate": ["cup", "plate"],
+    "drop the banana furthest from the camera into the bowl": ["banana furthest from the camera", "bowl"],
 }
 WRAPPED = {
     "<image>\nWhat color is the bus?\nAnswer the question using a single word or phrase.": ["bus"],
