@@ -91,7 +91,8 @@ def _drawn_once(seed: int, index: int) -> bytes:
         return kept.read_bytes()
     except OSError:
         buffer = io.BytesIO()
-        Image.fromarray(render(plan_scene(seed, index))).save(buffer, format="PNG", compress_level=1)
+        # Not compressed: with sensor noise it saves a third, and every stage would pay for it.
+        Image.fromarray(render(plan_scene(seed, index))).save(buffer, format="PNG", compress_level=0)
     # A full or read-only disk costs time, not the scene.
     with suppress(OSError):
         kept.parent.mkdir(mode=0o700, exist_ok=True)

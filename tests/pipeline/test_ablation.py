@@ -9,19 +9,21 @@ from pipeline.ablation import ablation
 from pipeline.annotate import Job, annotate
 from pipeline.errors import InputError
 from stages.weights import Rule
+from tests.pipeline.conftest import Head
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+def run(tmp_path_factory: pytest.TempPathFactory, cluster: Head) -> str:
     folder = tmp_path_factory.mktemp("ablation")
-    manifest = {"name": "few", "reader": "demo", "licence": "test", "options": {"scenes": 16}}
+    manifest = {"name": "few", "reader": "demo", "licence": "test", "options": {"scenes": 10}}
     profile = {
         "experts": {"saliency": {"pool": {"workers": 1, "cpus": 0.5}}},
         "discriminator": {"folds": 2, "epochs": 2},
     }
     for name, content in (("manifest", manifest), ("profile", profile)):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    annotate(Job(dataset=str(folder / "manifest.yaml"), profile=str(folder / "profile.yaml"), output=f"{folder}/run"))
+    files = {"dataset": str(folder / "manifest.yaml"), "profile": str(folder / "profile.yaml")}
+    annotate(Job(**files, output=f"{folder}/run", address=cluster.address))
     return f"{folder}/run"
 
 

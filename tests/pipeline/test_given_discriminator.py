@@ -97,7 +97,7 @@ def test_masks_get_the_d_that_the_given_run_gives_them_human_masks_or_not(
 
 @pytest.mark.slow
 def test_the_flag_left_out_or_another_discriminator_is_refused_and_update_redoes_the_scores(
-    trained, command, tmp_path, on_cluster, capsys
+    trained, committed, command, tmp_path, on_cluster, capsys
 ):
     _, run, _ = trained
     copied = Path(shutil.copytree(run, tmp_path / "copied"))
@@ -114,17 +114,11 @@ def test_the_flag_left_out_or_another_discriminator_is_refused_and_update_redoes
     assert "profile.discriminator_from" in refusal
     assert "scores (2 parts), labels (2 parts)" in refusal and "candidates" not in refusal
 
-    other = tmp_path / "other.yaml"
-    other.write_text(yaml.safe_dump(PROFILE | {"discriminator": {"epochs": 1, "folds": 3}}))
-    dataset = command[command.index("--dataset") + 1]
-    trains = ["annotate", "--dataset", dataset, "--profile", str(other), "--output", str(copied), "--update"]
-    assert main(trains) == 0
-    capsys.readouterr()
-    assert main([*command, "--discriminator", str(copied)]) == 2
+    assert main([*command, "--discriminator", str(committed)]) == 2
     assert "profile.discriminator_from.id" in capsys.readouterr().err
-    assert main([*command, "--discriminator", str(copied), "--update"]) == 0
+    assert main([*command, "--discriminator", str(committed), "--update"]) == 0
     again = scores(tmp_path / "run")
-    assert set(again.discriminator) == set(scores(copied).discriminator) != set(given.discriminator)
+    assert set(again.discriminator) == {Discriminator.load(committed / "discriminator").id} != set(given.discriminator)
 
 
 def fails(capsys, *arguments) -> str:

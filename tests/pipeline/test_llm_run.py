@@ -113,7 +113,6 @@ def test_samples_carry_what_the_model_wrote_and_a_second_dataset_asks_nothing_ne
         assert main(arguments(again, server.base_url, tmp_path / "second", price=price)) == 0
         assert len(server.requests) == 52
         assert read(str(tmp_path / "second"), "samples").llm.apply(lambda row: row["cached"]).all()
-        assert main(command) == 0
         assert main([*command, "--dry-run"]) == 0
         assert len(server.requests) == 52
     told = capfd.readouterr()
@@ -165,6 +164,7 @@ def test_under_many_faults_every_pair_ends_in_samples_or_rejects(tmp_path, capsy
         print(f"\n200 pairs under faults: {last - first:.1f} s, {len(server.requests)} requests; ideal {ideal:.1f} s")
 
 
+@pytest.mark.faults
 def test_the_runs_rate_limit_holds_over_all_workers(tmp_path, capsys):
     dataset = make_dataset(tmp_path / "data", 240)
     with serve(lambda request: replace(play(request), delay=0.3)) as server:

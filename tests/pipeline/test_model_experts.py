@@ -21,7 +21,7 @@ def command(dataset, output: Path, profile: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_four_experts_run_in_one_job_and_one_that_always_fails_costs_only_its_own(drawn, tmp_path, capsys):
+def test_four_experts_run_in_one_job_and_one_that_always_fails_costs_only_its_own(drawn, tmp_path, on_cluster, capsys):
     profile = tiny_profile.make(tmp_path, MIXTURE)
     settings = yaml.safe_load(profile.read_text())
     settings["experts"]["broken"] = {"expert": "tests.helpers.broken_expert", "pool": {"cpus": 0.25}}
