@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -30,14 +31,15 @@ class Part:
     word: str = ""
 
 
-def outline(thing: Thing) -> list[Part]:
+@lru_cache(maxsize=64)
+def outline(thing: Thing) -> tuple[Part, ...]:
     """The thing's parts in pixels of the scene, back to front."""
     scale = np.array([thing.width, thing.width])
     origin = np.array([thing.x, thing.y])
-    return [
+    return tuple(
         replace(part, contours=tuple(points * scale + origin for points in part.contours))
         for part in _SHAPES[thing.kind](thing)
-    ]
+    )
 
 
 def top_height(thing: Thing) -> float:
