@@ -58,7 +58,7 @@ _POSITIONS = {
 _NOISE = re.compile(
     r"\bof (?:the|this) (?:image|picture|photo|photograph|scene|frame|table|view|room)\b|\bhand\b|\bside\b|"
     r"\b(?:written|printed|text|words?|writing|label|title|name|logo) (?:on|of)\b|"
-    r"\b(?:pieces?|bunch|bunches|pairs?|kinds?|types?|sorts?|groups?) of\b"
+    r"\blabell?ed (?:\"[^\"]*\"|\w+)|\b(?:pieces?|bunch|bunches|pairs?|kinds?|types?|sorts?|groups?) of\b"
 )
 _CAMERA = re.compile(
     r"\b(?:(nearest|closest|nearer|closer)|furthest|farthest|further|farther)"
@@ -74,7 +74,7 @@ _RELATION = re.compile(
     r"(?P<below>below|under|underneath|beneath|in front of)|"
     r"(?P<near>next to|beside|nearest(?: to)?|near|closest to|close to|by|around|against|alongside))|"
     r"(?P<on>on top of|on|onto|in|inside|into|within|from|off)|"
-    r"(?P<cut>at|with|without|between|among|that|which|who|whose|of|for|and|labell?ed|holding|wearing|carrying|along|across))\b"
+    r"(?P<cut>at|with|without|between|among|that|which|who|whose|of|for|and|holding|wearing|carrying|along|across))\b"
 )
 _WORD = re.compile(r"[a-z]+")
 

@@ -33,6 +33,9 @@ def test_words_of_the_head_are_read_and_those_after_a_relation_are_not(phrase, c
         ("fork in front of the white bowl", "below", ("white",)),
         ("pear beside the banana", "near", ("yellow",)),
         ("spoon on the green book", "on", ("green",)),
+        ("cup right next to the blue plate", "near", ("blue",)),
+        ("lamp right behind the white sofa", "above", ("white",)),
+        ('box labelled "HOT SAUCE" near the red cup', "near", ("red",)),
     ],
 )
 def test_relation_is_read_with_what_it_relates_to(phrase, kind, colours):
@@ -50,6 +53,8 @@ def test_relation_is_read_with_what_it_relates_to(phrase, kind, colours):
         ("the two oranges", "orange"),
         ("the orange", "orange"),
         ("the orange cup", "cup"),
+        ("the box labelled SALT", "box"),
+        ("pieces of fruit", "fruit"),
         ("the object on the plate", ""),
         ("the large red one", ""),
         ("", ""),
