@@ -252,6 +252,7 @@ def test_batch_mode_asks_nothing_live_and_costs_half(tmp_path, monkeypatch):
     assert sum(row["money"] for row in rows) == pytest.approx(full / 2)
 
 
+@pytest.mark.faults
 def test_rejects_of_an_expert_are_tried_again_without_the_endpoint(tmp_path, monkeypatch):
     dataset = make_dataset(tmp_path / "data", 20)
     Image.new("RGB", (96, 64), DEADLY).save(tmp_path / "data" / "images" / "000.png")

@@ -20,6 +20,7 @@ def command(dataset, output: Path, profile: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_four_experts_run_in_one_job_and_one_that_always_fails_costs_only_its_own(drawn, tmp_path, on_cluster, capsys):
     profile = tiny_profile.make(tmp_path, MIXTURE)
