@@ -26,21 +26,17 @@ from pipeline.parts import RunSpec
 from pipeline.schemas import SAMPLES
 from pipeline.store import RunStore
 from pipeline.termination import sigterm_kept
-from pipeline.train import chosen_pairs, gather, train_discriminator, train_some_folds
+from pipeline.train import chosen_pairs, gather, train_discriminator
 from pipeline.unit_workers import worker_class
 from pipeline.units import Unit
 from pipeline.waves import Node, cut_waves, share_out
 from pipeline.worker import Shard
-from stages.discriminator import DiscriminatorConfig
 
 log = logging.getLogger(__name__)
 
 MAX_TRAIN_RETRIES = 3
-HELPERS = 2
-"""Tasks that gather the discriminator's examples, and then train its folds: each starts a process, which on a small
-machine costs seconds."""
-WORTH_SHARING = 200
-"""Labelled pairs from which on folds are trained by several tasks: below, loading PyTorch twice costs more."""
+GATHERERS = 2
+"""Tasks that gather the discriminator's examples: each starts a process, which on a small machine costs seconds."""
 WAIT_FOR_WORKERS_S = 600
 """How long a wave may wait for room for its workers, as when a cluster has to grow first, or to replace a node."""
 WATCH_ROOM_S = 10.0
@@ -306,17 +302,11 @@ def _keep_traces_to_the_log_file() -> None:
 
 
 def train_on_ray(spec: RunSpec, unit: Unit) -> None:
-    """Trains the run's discriminator as one Ray task and commits it; others gather its examples before, and train the
-    small one's folds, each a share of them, if that pays. ivm's share the images it encoded: one task trains all."""
+    """Trains the run's discriminator as one Ray task and commits it; others gather its examples before."""
     shards, store = range(len(spec.plan.shards)), RunStore(spec.output)
-    pairs, step = chosen_pairs(spec, store), math.ceil(len(shards) / HELPERS)
+    pairs, step = chosen_pairs(spec, store), math.ceil(len(shards) / GATHERERS)
     gatherer = ray.remote(gather).options(num_cpus=unit.pool.cpus, max_retries=MAX_TRAIN_RETRIES)
     gathered = [gatherer.remote(spec, pairs, shards[k : k + step]) for k in range(0, len(shards), step)]
-    config = spec.profile.discriminator
-    if isinstance(config, DiscriminatorConfig) and len(pairs) >= WORTH_SHARING:
-        trainer = ray.remote(train_some_folds).options(num_cpus=unit.pool.cpus, max_retries=MAX_TRAIN_RETRIES)
-        shares = [list(range(k, config.folds, HELPERS)) for k in range(HELPERS)]
-        ray.get([trainer.remote(spec, folds, *gathered) for folds in shares])
     task = ray.remote(train_discriminator).options(
         num_cpus=unit.pool.cpus, num_gpus=unit.pool.gpus, max_retries=MAX_TRAIN_RETRIES
     )

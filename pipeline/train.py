@@ -3,7 +3,6 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from pipeline.schemas import LABELLED
 from pipeline.store import DISCRIMINATOR, Marker, RunStore, marker_file, table_file
 from pipeline.unit_workers import of_pairs, read_candidates
 from pipeline.units import SAMPLES, SCORES
-from stages.discriminator import DiscriminatorConfig, train_ahead
 from stages.discriminators import train_any
 from stages.examples import Example, examples, training_pairs
 from stages.ivm_config import IvmConfig
@@ -39,13 +37,17 @@ def train_discriminator(spec: RunSpec, *gathered: list[Example]) -> None:
     unit = parts.units[DISCRIMINATOR]
     found = list(chain.from_iterable(gathered))
     written = {}
-    with _finished_before(store) as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        # Folds that an interrupted training finished: `train` tells whether they are of these examples.
+        for name in store.files(DISCRIMINATOR):
+            if name.endswith((".safetensors", ".pt")):
+                (Path(folder) / name).write_bytes(store.read(f"{DISCRIMINATOR}/{name}") or b"")
         if isinstance(config, IvmConfig) and config.device == "auto" and not unit.pool.gpus:
             # Ray leaves the GPUs in sight of workers that have reserved none.
             config = config.model_copy(update={"device": "cpu"})
-        metrics = train_any(found, _pixels(spec), config, folder, lambda file: _keep(store, file))
+        metrics = train_any(found, _pixels(spec), config, Path(folder), lambda file: _keep(store, file))
         store.delete_folder(DISCRIMINATOR)
-        for file in sorted(folder.iterdir()) if metrics else ():
+        for file in sorted(Path(folder).iterdir()) if metrics else ():
             name = f"{DISCRIMINATOR}/{file.name}"
             written[name] = store.write(name, file.read_bytes())
     marker = Marker(
@@ -57,25 +59,6 @@ def train_discriminator(spec: RunSpec, *gathered: list[Example]) -> None:
         seconds=round(time.monotonic() - started, 3),
     )
     store.write(marker_file(DISCRIMINATOR, 0), marker.model_dump_json(indent=2).encode())
-
-
-def train_some_folds(spec: RunSpec, folds: list[int], *gathered: list[Example]) -> None:
-    """Trains these folds of a small discriminator and keeps their weights for `train_discriminator`."""
-    store, config = RunStore(spec.output), spec.profile.discriminator
-    assert isinstance(config, DiscriminatorConfig)
-    with _finished_before(store) as folder:
-        train_ahead(list(chain.from_iterable(gathered)), config, folder, folds, lambda file: _keep(store, file))
-
-
-@contextmanager
-def _finished_before(store: RunStore) -> Iterator[Path]:
-    """A folder with what other processes, or an interrupted training, finished: training tells whether it is of the
-    same examples."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name in store.files(DISCRIMINATOR):
-            if name.endswith((".safetensors", ".pt")):
-                (Path(folder) / name).write_bytes(store.read(f"{DISCRIMINATOR}/{name}") or b"")
-        yield Path(folder)
 
 
 def _pixels(spec: RunSpec) -> Callable[[str], np.ndarray]:

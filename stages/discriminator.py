@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -135,57 +135,25 @@ def train(
     if not enough(found, config.folds):
         return None
     from stages.calibration import metrics
+    from stages.discriminator_model import Net
 
     found = [*found, *absences(found, config.folds, config.seed)]
     lesson = prepare(found, config.folds)
     made_from, scores = _digest(found, config), np.zeros((len(found), 2), dtype=np.float32)
     folder.mkdir(parents=True, exist_ok=True)
     for fold in range(config.folds):
-        net, held = _trained(lesson, made_from, config, folder, fold, finished), lesson.folds == fold
+        path, held = weights_file(folder, fold), lesson.folds == fold
+        net = Net.load(path, made_from) if path.exists() else None
+        if net is None:
+            net = fit_fold(lesson, config, fold)
+            net.save(path, made_from)
+            finished(path)
         if held.any():
             scores[held] = net.predict(lesson.rows, held)
     figures = metrics(found, scores, config.folds)
     (folder / "config.json").write_text(config.model_dump_json(indent=1), encoding="utf-8")
     (folder / "metrics.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return figures
-
-
-def train_ahead(
-    found: Sequence[Example],
-    config: DiscriminatorConfig,
-    folder: Path,
-    folds: Iterable[int],
-    finished: Callable[[Path], None],
-) -> None:
-    """Trains these folds' models only, which `train` will find in its folder: several processes can share the work.
-
-    Arguments as for `train`; nothing is trained where `train` would not.
-    """
-    if enough(found, config.folds):
-        found = [*found, *absences(found, config.folds, config.seed)]
-        lesson, made_from = prepare(found, config.folds), _digest(found, config)
-        for fold in folds:
-            _trained(lesson, made_from, config, folder, fold, finished)
-
-
-def _trained(
-    lesson: "Lesson",
-    made_from: str,
-    config: DiscriminatorConfig,
-    folder: Path,
-    fold: int,
-    finished: Callable[[Path], None],
-) -> "Net":
-    """The model of a fold, as it lies in the folder if that was made from the same."""
-    from stages.discriminator_model import Net
-
-    path = weights_file(folder, fold)
-    net = Net.load(path, made_from) if path.exists() else None
-    if net is None:
-        net = fit_fold(lesson, config, fold)
-        net.save(path, made_from)
-        finished(path)
-    return net
 
 
 def enough(found: Sequence[Example], folds: int) -> bool:

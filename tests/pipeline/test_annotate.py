@@ -20,9 +20,6 @@ from pycocotools import mask as coco
 from pipeline import schemas
 from pipeline.cli import main
 from pipeline.frames import read
-from pipeline.status import open_run
-from pipeline.train import chosen_pairs, gather
-from stages.discriminator import train
 
 pytestmark = pytest.mark.slow
 
@@ -63,15 +60,13 @@ def assert_same_result(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, request):
-    """An undisturbed run, whose discriminator several tasks trained: (dataset, run folder, profile path)."""
+    """An undisturbed run: (dataset, run folder, profile path)."""
     from tests.conftest import make_drawn
 
     folder = tmp_path_factory.mktemp("finished")
     dataset = make_drawn(folder)
     path = profile(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.engine.WORTH_SHARING", 1)
-        assert main(arguments(dataset, folder / "run", path)) == 0
+    assert main(arguments(dataset, folder / "run", path)) == 0
     return dataset, folder / "run", path
 
 
@@ -91,14 +86,6 @@ def test_tables_have_exactly_the_contracts_columns(finished):
     assert {part.parent.name for part in parts} == {"expert=regions", "expert=shapes"}
     assert all(pq.read_schema(part).equals(schemas.CANDIDATES, check_metadata=False) for part in parts)
     assert pq.read_schema(parts[0]).field("area").metadata[b"description"]
-
-
-def test_a_discriminator_that_several_tasks_trained_is_what_one_process_trains(finished, tmp_path):
-    _, run, _ = finished
-    spec, store = open_run(str(run))
-    found = gather(spec, chosen_pairs(spec, store), range(len(spec.plan.shards)))
-    assert train(found, spec.profile.discriminator, tmp_path)
-    assert checksums(tmp_path) == checksums(run / "discriminator")
 
 
 def test_every_pair_of_the_manifest_is_in_samples_once(finished):

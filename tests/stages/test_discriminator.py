@@ -8,7 +8,7 @@ from drawn_shard import draw_shard
 
 from pipeline.images import decode_image
 from pipeline.masks import decode_rle
-from stages.discriminator import Discriminator, DiscriminatorConfig, Scored, train, train_ahead, weights_file
+from stages.discriminator import Discriminator, DiscriminatorConfig, Scored, train, weights_file
 from stages.examples import HUMAN, OWN, Example, examples, fold_of
 
 CONFIG = DiscriminatorConfig(folds=3, epochs=8)
@@ -181,20 +181,3 @@ def test_without_both_sides_in_every_fold_there_is_no_discriminator(
 
 def test_one_labelled_image_gives_no_discriminator(tmp_path: Path) -> None:
     assert train(examples(*draw_shard(1)), CONFIG, tmp_path) is None
-
-
-def test_folds_trained_ahead_one_by_one_are_what_training_at_once_gives(
-    found: list[Example], folder: Path, tmp_path: Path
-) -> None:
-    for folds in ([2], [0]):
-        train_ahead(found, CONFIG, tmp_path, folds, finished=lambda file: None)
-    newly: list[Path] = []
-    metrics = train(found, CONFIG, tmp_path, newly.append)
-    assert newly == [weights_file(tmp_path, 1)]
-    assert metrics == json.loads((folder / "metrics.json").read_text())
-    assert all((tmp_path / file.name).read_bytes() == file.read_bytes() for file in folder.iterdir())
-
-
-def test_nothing_is_trained_ahead_where_a_fold_would_have_nothing_to_learn_from(tmp_path: Path) -> None:
-    train_ahead(examples(*draw_shard(1)), CONFIG, tmp_path, [0, 1, 2], finished=lambda file: None)
-    assert list(tmp_path.iterdir()) == []
