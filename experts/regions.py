@@ -48,7 +48,7 @@ class Regions(Expert):
 
     @classmethod
     def version(cls, options: ExpertOptions) -> str:
-        return f"regions-2+opencv-{cv2.__version__}+skimage-{version('scikit-image')}"
+        return f"regions-3+opencv-{cv2.__version__}+skimage-{version('scikit-image')}"
 
     def ground(self, image: np.ndarray, requests: Sequence[Request]) -> list[list[Candidate]]:
         read = [[(phrase, read_phrase(phrase)) for phrase in request.phrases] for request in requests]

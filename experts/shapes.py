@@ -55,7 +55,7 @@ class Shapes(Expert):
 
     @classmethod
     def version(cls, options: ExpertOptions) -> str:
-        return f"shapes-2+opencv-{cv2.__version__}"
+        return f"shapes-3+opencv-{cv2.__version__}"
 
     def ground(self, image: np.ndarray, requests: Sequence[Request]) -> list[list[Candidate]]:
         read = [[(phrase, read_phrase(phrase)) for phrase in request.phrases] for request in requests]

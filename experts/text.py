@@ -129,7 +129,7 @@ class Text(Expert):
 
     @classmethod
     def version(cls, options: ExpertOptions) -> str:
-        return f"text-2+opencv-{cv2.__version__}+rapidocr-{version('rapidocr')}+onnxruntime-{version('onnxruntime')}"
+        return f"text-3+opencv-{cv2.__version__}+rapidocr-{version('rapidocr')}+onnxruntime-{version('onnxruntime')}"
 
     def ground(self, image: np.ndarray, requests: Sequence[Request]) -> list[list[Candidate]]:
         small = shrink(image)

@@ -12,7 +12,7 @@ from pipeline.store import DISCRIMINATOR
 SAMPLES, SCORES, LABELS = "samples", "scores", "labels"
 CANDIDATES_PREFIX = "candidates/"
 
-STAGE_VERSIONS = {SAMPLES: 1, DISCRIMINATOR: 2, SCORES: 1, LABELS: 1}
+STAGE_VERSIONS = {SAMPLES: 2, DISCRIMINATOR: 3, SCORES: 1, LABELS: 1}
 """Raised when a stage's code gives another output for the same input, so that old and new parts never mix."""
 
 

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -53,4 +54,4 @@ def test_version_names_the_libraries_that_change_the_output_and_loads_nothing(na
         "print(found.version(found.Options())); assert 'rapidocr' not in sys.modules"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told.startswith(f"{name}-2+opencv-")
+    assert re.match(rf"{name}-\d+\+opencv-", told)
