@@ -325,6 +325,7 @@ class ShardMapper:
             ray.get(attempts.starting.remote(unit, this, ray.get_runtime_context().get_node_id()))
             self.worker = worker_class(unit)(spec, unit, attempts)
             _spare_the_collector()
+        # Loading an expert runs third-party code, which may raise anything.
         except Exception as error:  # noqa: BLE001
             self.unusable = error
         except DeviceLost as error:

@@ -22,12 +22,19 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """In the block SIGTERM raises `Terminated`, and GRACE_S seconds later the process ends come what may."""
+    """In the block SIGTERM raises `Terminated`, and GRACE_S seconds later the process ends come what may.
+
+    SIGINT raises `KeyboardInterrupt` there even if it was ignored, as it is in what a script starts with `&`: the
+    watchers of the lease and of the nodes end a run with it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     _came.clear()
     before = signal.signal(signal.SIGTERM, _terminate)
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except BaseException as error:
@@ -37,6 +44,8 @@ def sigterm_raises() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

@@ -112,7 +112,7 @@ def test_a_profile_of_stand_ins_is_a_profile(tmp_path):
 
 
 _CHILD = (
-    "import time; block = bytearray(60 << 20); end = time.process_time() + 0.6\nwhile time.process_time() < end: pass"
+    "import time; block = bytearray(60 << 20); end = time.process_time() + 2\nwhile time.process_time() < end: pass"
 )
 
 
@@ -121,7 +121,8 @@ def test_a_command_is_measured_with_all_that_it_starts(tmp_path):
     usage = run_command(["-c", command], tmp_path / "log.txt")
     assert usage.output == "done\n"
     assert usage.peak("the-child") > 60 << 20 > usage.peak("import subprocess") / 2
-    assert 0.4 < usage.cpu_s < 3
+    # What a process takes after the last look at it, up to half a second before its end, is not seen.
+    assert 1 < usage.cpu_s < 5
     with pytest.raises(RunFailed, match=r"status 3.*broken"):
         run_command(["-c", "import sys; print('broken'); sys.exit(3)"], tmp_path / "log.txt")
 

@@ -181,10 +181,10 @@ def test_a_truncated_file_is_refused_not_half_grey(data: bytes, share: float) ->
 @pytest.mark.parametrize("side", [10_001, 100_000, 2**31 - 1])
 def test_a_decompression_bomb_is_refused_by_its_header_at_no_cost(side: int) -> None:
     bomb = png(side, side, 8, 2, bytes(1000))
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(BadImage, match=r"limit|cannot be decoded|known format"):
         decode_image(bomb)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
 
 

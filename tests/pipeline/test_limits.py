@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import BudgetSpent, RunFailed
 from pipeline.limits import Breaker, Budget, RequestLimit, TokenLimit
+from tests.helpers.rates import fullest_minute
 
 
 class Clock:
@@ -22,19 +23,6 @@ class Clock:
 @pytest.fixture
 def clock():
     return Clock()
-
-
-def fullest_minute(sent):
-    """The largest sum of amounts within any 60 seconds of (time, amount)."""
-    sent = sorted(sent)
-    best = total = first = 0
-    for time, amount in sent:
-        total += amount
-        while sent[first][0] <= time - 60:
-            total -= sent[first][1]
-            first += 1
-        best = max(best, total)
-    return best
 
 
 @given(

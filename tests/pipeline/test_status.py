@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.lock import LOCK_FILE
 from pipeline.plan import PLAN_INDEX
 from pipeline.status import RunView, duration, open_run
-from pipeline.store import RUN_FILE, Marker, RunStore, marker_file
+from pipeline.store import DISCRIMINATOR, RUN_FILE, Marker, RunStore, marker_file
 from pipeline.units import fingerprints, units_of
 
 
@@ -42,11 +42,11 @@ def test_a_run_of_another_version_is_named(tmp_path, file, content, words):
 class FakeRun:
     """A run of shards of 100 pairs whose files a test writes, as workers of another machine would."""
 
-    def __init__(self, folder, shards: int, **instruct):
+    def __init__(self, folder, shards: int, rules: dict | None = None, **instruct):
         self.store = RunStore(str(folder))
         self.output = self.store.output
         self.manifest = load_manifest("demo")
-        self.profile = Profile.model_validate({"experts": {"shapes": {}}, "instruct": instruct})
+        self.profile = Profile.model_validate({"experts": {"shapes": {}}, "instruct": instruct, **(rules or {})})
         self.units = units_of(self.profile, self.manifest)
         description = {"manifest": self.manifest, "profile": self.profile}
         self.store.write_json(RUN_FILE, {key: value.model_dump(mode="json") for key, value in description.items()})
@@ -234,6 +234,31 @@ def test_tokens_and_money_of_a_live_run_come_from_its_markers(tmp_path):
     run.hold()
     told = "2,000,000 tokens in, 1,000 out, 60 of kept answers, 4.0100 spent"
     assert view_of(run).spent() == f"language model, for the samples so far: {told}\n"
+
+
+BY_QUALITY = "set weight: {rule: quality} and fusion: {rule: quality}"
+
+
+@pytest.mark.parametrize(
+    ("d", "quality", "rules", "distrusted", "by_quality"),
+    [
+        (-0.08, 0.4, {}, True, True),
+        (-0.08, 0.1, {}, True, False),
+        (-0.08, 0.4, {"fusion": {"rule": "quality"}}, True, True),
+        (-0.08, 0.4, {"fusion": {"rule": "quality"}, "weight": {"rule": "quality"}}, False, False),
+        (0.67, 0.75, {}, False, False),
+        (None, None, {}, False, False),
+    ],
+)
+def test_a_d_that_does_not_follow_true_iou_is_told(tmp_path, capsys, d, quality, rules, distrusted, by_quality):
+    run = FakeRun(tmp_path, 1, rules)
+    metrics = {"auc": 0.7, "auc_wrong_target": None, "d_spearman": d, "quality_spearman": quality}
+    run.store.write_json(f"{DISCRIMINATOR}/metrics.json", metrics)
+    run.commit(DISCRIMINATOR, 0)
+    assert main(["status", run.output]) == 0
+    told = capsys.readouterr().out
+    assert "AUC human vs machine masks 0.700" in told
+    assert ("d does not follow true IoU here" in told, BY_QUALITY in told) == (distrusted, by_quality)
 
 
 @pytest.mark.parametrize(

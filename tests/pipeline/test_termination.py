@@ -55,3 +55,24 @@ def test_an_end_that_takes_longer_than_the_grace_is_cut_short():
 
 def test_outside_of_a_command_sigterm_is_what_it_was():
     assert run(f"pass\n    {TERM}").returncode == -signal.SIGTERM
+
+
+IGNORED = """
+import os, signal
+from pipeline.termination import sigterm_raises
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+try:
+    with sigterm_raises():
+        os.kill(os.getpid(), signal.SIGINT)
+        print("went on")
+except KeyboardInterrupt:
+    print("raised")
+os.kill(os.getpid(), signal.SIGINT)
+print("ignored again")
+"""
+
+
+def test_a_command_in_a_scripts_background_where_sigint_is_ignored_can_still_be_ended_by_its_watchers():
+    ended = subprocess.run([sys.executable, "-c", IGNORED], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout.splitlines()) == (0, ["raised", "ignored again"])

@@ -148,7 +148,7 @@ def test_a_request_is_sent_when_the_desk_says():
     with serve() as server:
         started = time.monotonic()
         ask(server, desk=desk)
-    assert 0.5 <= server.requests[0].arrived - started < 1
+    assert 0.5 <= server.requests[0].arrived - started < 5
 
 
 def test_no_more_than_the_concurrency_ask_for_leave():

@@ -110,6 +110,13 @@ def test_softmin_is_the_mean_probability_of_the_label_with_the_least_likely_pixe
     assert 0.4 < expected < 0.42
 
 
+def test_softmin_is_what_cleanlab_gives() -> None:
+    mask = np.add.outer(np.arange(4), np.arange(5)) % 3 == 0
+    foreground = np.linspace(0, 1, 20).reshape(4, 5)
+    # cleanlab 2.9.0: segmentation.rank.get_label_quality_scores(mask[None].astype(int), stack([1 - p, p])[None])
+    assert label_quality(mask, foreground) == pytest.approx(0.05098627361607025)
+
+
 def test_softmin_is_by_the_other_experts_vote_one_for_each_however_many_masks_it_has() -> None:
     third = candidate("u", "c", HUMAN, "cup")
     exact, half, _, _ = judge_masks(_pair("u", HUMAN), [EXACT, HALF, ASIDE, third], {})
