@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
@@ -79,7 +79,6 @@ ANSWERS = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(ANSWERS)
 def test_parser_never_raises_anything_else(answer):
     try:
@@ -90,7 +89,6 @@ def test_parser_never_raises_anything_else(answer):
         assert x1 <= x2 and y1 <= y2
 
 
-@settings(deadline=None)
 @given(ANSWERS, st.sampled_from(["pixels", "thousand", "unit", "unit_square"]), st.integers(1, 60), st.integers(1, 60))
 def test_what_is_parsed_is_placed_inside_the_image_or_refused(answer, convention, height, width):
     view = view_of(np.zeros((height, width, 3), np.uint8), convention, LIMIT)
@@ -118,7 +116,6 @@ COORDINATE = st.one_of(st.integers(0, 3000), st.floats(0, 1))
 BOXES = st.lists(st.tuples(COORDINATE, COORDINATE, COORDINATE, COORDINATE), min_size=1, max_size=5, unique=True)
 
 
-@settings(deadline=None)
 @given(BOXES, st.sampled_from(STYLES))
 def test_written_boxes_are_read_back(boxes, style):
     ordered = [(min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)) for x1, y1, x2, y2 in boxes]

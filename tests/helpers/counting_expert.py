@@ -1,4 +1,5 @@
-"""An expert that notes each call in a file, takes its time, and on a marked image kills its process once, or hangs."""
+"""An expert that notes each call in a file, takes its time, may wait for its fellows, and on a marked image kills its
+process once, or hangs."""
 
 import json
 import os
@@ -16,10 +17,12 @@ from tests.helpers.killing_expert import DEADLY, KillingExpert
 
 
 class CountingOptions(ExpertOptions):
-    """`notes`: the file; `seconds`: of each call; `marked`: what a first pixel of magenta does, dies_once or hangs."""
+    """`notes`: the file; `seconds`: of each call; `together`: how many processes must have come before a call goes on;
+    `marked`: what a first pixel of magenta does, dies_once or hangs."""
 
     notes: str
     seconds: float = 0.0
+    together: int = 1
     marked: str = ""
 
 
@@ -38,6 +41,7 @@ class CountingExpert(KillingExpert):
     options: CountingOptions
 
     def ground(self, image: np.ndarray, requests: Sequence[Request]) -> list[list[Candidate]]:
+        self._wait_for_fellows()
         begin, node = time.time(), ray.get_runtime_context().get_node_id()
         call = Call(int(image.sum()), begin, 0.0, os.getpid(), node)
         self._note(call)
@@ -50,6 +54,12 @@ class CountingExpert(KillingExpert):
         time.sleep(self.options.seconds)
         self._note(call._replace(end=time.time()))
         return super().ground(np.zeros_like(image), requests)
+
+    def _wait_for_fellows(self) -> None:
+        notes = Path(self.options.notes)
+        notes.with_name(f"{notes.name}.came-{os.getpid()}").touch()
+        while len(list(notes.parent.glob(f"{notes.name}.came-*"))) < self.options.together:
+            time.sleep(0.05)
 
     def _note(self, call: Call) -> None:
         with Path(self.options.notes).open("a") as file:

@@ -149,7 +149,7 @@ def test_a_damaged_archive_ends_the_run_and_says_where(read: Read, tmp_path: Pat
         read(whole[: len(whole) // 2], name="pairs.jsonl.gz")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.binary(max_size=40).map(lambda line: b"{" + line.replace(b"\n", b" ")), max_size=5))
 def test_any_bytes_give_records_or_rejects(read: Read, lines: list[bytes]) -> None:
     records = read(*lines, GOOD)

@@ -59,7 +59,6 @@ def test_an_address_that_is_none_is_bad_input(drawn, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_wave_without_room_for_its_workers_ends_with_their_names(monkeypatch, capsys):
-    monkeypatch.setattr(engine, "WAIT_FOR_WORKERS_S", 1)
     small, free = (Unit(name, (), {}, Pool(cpus=cpus)) for name, cpus in (("small", 0.5), ("free", 0)))
     large = Unit("large", (), {}, Pool(workers=2, cpus=1000))
     many = Unit("many", (), {}, Pool(workers=1000, cpus=1))
@@ -68,6 +67,7 @@ def test_a_wave_without_room_for_its_workers_ends_with_their_names(monkeypatch, 
         assert engine.wait_for_room([small, free]) == {"small": 1, "free": 1}
         assert engine.wait_for_room([free]) == {"free": 1}
         assert engine.wait_for_room([small, spare]) == {"small": 1, "spare": 2}
+        monkeypatch.setattr(engine, "WAIT_FOR_WORKERS_S", 1)
         fewer = engine.wait_for_room([small, many])
         assert fewer["small"] == 1 and 1 <= fewer["many"] < 1000
         assert f"going on with {fewer['many']} of 1000 of many" in capsys.readouterr().err

@@ -150,7 +150,7 @@ def counting(notes: Path, **options) -> dict:
         "expert": "tests.helpers.counting_expert",
         "options": {"notes": str(notes)} | options,
         "pool": {"cpus": 0.5},
-        "timeout_s": 4,
+        "timeout_s": 8,
     }
 
 
@@ -164,7 +164,7 @@ def test_a_hanging_image_is_quarantined_and_a_killed_worker_costs_its_shard_once
     rejects = read(str(run), "rejects")
     assert set(rejects.expert) == {"hung"} and set(rejects.image) == {"03.png"}
     assert set(rejects.error) == {"ExpertHung"} and list(rejects.attempts) == [2, 2]
-    assert rejects.message.str.startswith("the expert hung for 4 s on this image and was ended, 2 times").all()
+    assert rejects.message.str.startswith("the expert hung for 8 s on this image and was ended, 2 times").all()
     assert read(str(run), "candidates").expert.value_counts().to_dict() == {"killed": 24, "hung": 22}
     # A shard is four images here, and the worker died at the last of one.
     again = Counter(call.image for call in calls(killed))

@@ -198,14 +198,14 @@ def test_open_image_keeps_the_mode_and_turns_upright() -> None:
     assert (image.mode, image.size) == ("L", (24, 32))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.binary(max_size=300))
 def test_random_bytes_are_a_bad_image(data: bytes) -> None:
     with pytest.raises(BadImage):
         decode_image(data)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.sampled_from(SEEDS),
     st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=8),

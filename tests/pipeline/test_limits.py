@@ -30,7 +30,7 @@ def clock():
     st.lists(st.floats(0, 5), min_size=1, max_size=50),
     st.integers(1, 40),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_minute_holds_more_than_five_percent_over_the_requests(per_minute, pauses, crowd):
     clock = Clock()
     limit = RequestLimit(per_minute, clock)

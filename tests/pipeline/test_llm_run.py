@@ -184,7 +184,7 @@ def test_a_wrong_key_ends_the_command_at_once_with_nothing_but_the_plan(tmp_path
     with serve(key="another") as server:
         started = time.monotonic()
         assert main(arguments(dataset, server.base_url, tmp_path / "run")) == 2
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert server.requests == []
     [message] = capsys.readouterr().err.strip().splitlines()
     assert "access denied (HTTP 401)" in message and "OPENAI_API_KEY" in message

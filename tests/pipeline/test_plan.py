@@ -35,7 +35,7 @@ def test_every_pair_is_in_one_shard_and_no_image_is_split(drawn, tmp_path):
     assert sum(map(len, where)) == len(set().union(*where))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(pairs_per_image=st.lists(st.integers(1, 9), min_size=1, max_size=12), shard_pairs=st.integers(1, 10))
 def test_any_manifest_is_cut_whole(tmp_path_factory, pairs_per_image, shard_pairs):
     folder = tmp_path_factory.mktemp("plan")

@@ -10,7 +10,7 @@ PROCESS = """
 import os, signal, sys, time
 from pipeline import termination
 
-termination.GRACE_S = 1.0
+termination.GRACE_S = 3.0
 try:
     with termination.sigterm_raises():
         {block}
@@ -50,7 +50,7 @@ def test_sigterm_is_raised_and_lets_the_command_end(block):
 def test_an_end_that_takes_longer_than_the_grace_is_cut_short():
     ended = run(TERM, end="time.sleep(30)")
     assert (ended.returncode, ended.stdout.split()) == (143, ["raised"])
-    assert ended.stderr == "ivm-mix: not done 1 s after SIGTERM; ending at once\n"
+    assert ended.stderr == "ivm-mix: not done 3 s after SIGTERM; ending at once\n"
 
 
 def test_outside_of_a_command_sigterm_is_what_it_was():

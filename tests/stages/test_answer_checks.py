@@ -80,7 +80,7 @@ VALUES = st.recursive(
 KEYS = st.sampled_from([name for form in FORMS for name in form.model_fields])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.text() | st.lists(FRAGMENTS, max_size=20).map("".join) | st.dictionaries(KEYS, VALUES).map(json.dumps),
     st.sampled_from(FORMS),

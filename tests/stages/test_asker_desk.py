@@ -118,9 +118,9 @@ def test_an_answer_wanted_anew_is_claimed_so():
 
 def test_what_waits_for_another_worker_or_its_next_try_holds_no_place():
     def answer(request):
-        return Reply("later", 429, {"Retry-After": "0.6"}) if request.number == 0 else "hello"
+        return Reply("later", 429, {"Retry-After": "1.5"}) if request.number == 0 else "hello"
 
-    desk = ClaimDesk(Claim(None, 0.6))
+    desk = ClaimDesk(Claim(None, 1.5))
     with serve(answer) as server:
         ask(server, *(question(name) for name in ("claimed", "refused", "third")), desk=desk, concurrency=1)
     asked = [request.messages[-1]["content"] for request in server.requests]
@@ -180,12 +180,12 @@ def test_a_spent_budget_ends_the_question_before_it_is_sent():
 
 @pytest.mark.parametrize("where", ["claim", "backoff", "admission"])
 def test_a_cancelled_question_is_given_back(where):
-    desk = {"claim": ClaimDesk(seconds=0.2), "backoff": OpenDesk(), "admission": GateDesk(Admission(True, 60))}[where]
+    desk = {"claim": ClaimDesk(seconds=60), "backoff": OpenDesk(), "admission": GateDesk(Admission(True, 60))}[where]
 
     async def cancelled(server):
         asker = EndpointAsker(config(server.base_url), desk)
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1 if where == "claim" else 0.3):
+            async with asyncio.timeout(1.5 if where == "backoff" else 0.3):
                 await asker.ask(question())
         await asker.client.close()
 

@@ -143,7 +143,7 @@ def test_no_template_is_written_twice_and_each_names_the_targets() -> None:
         assert all({field for _, field, _, _ in Formatter().parse(text) if field} == fields for text in texts)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(min_size=1, max_size=200), st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=8))
 def test_any_text_gives_three_variants(instruction: str, phrases: list[str]) -> None:
     assert len({*COMPLICATE(instruction, Simplified(", ".join(phrases), phrases)), instruction}) == 4

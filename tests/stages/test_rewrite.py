@@ -82,7 +82,7 @@ ANY_TEXT = st.text() | st.lists(
 ).map("".join)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ANY_TEXT)
 def test_an_instruction_cannot_leave_its_field(instruction):
     question = SILENT.question(instruction)

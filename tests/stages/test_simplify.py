@@ -249,7 +249,7 @@ def test_phrases_are_told_apart_regardless_of_case_and_at_most_eight() -> None:
     assert len(SIMPLIFY(", ".join(f"cup{number}" for number in range(20))).phrases) == MAX_PHRASES
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(st.one_of(SENTENCES, st.text(max_size=300)))
 def test_any_text_gives_few_short_distinct_phrases_made_of_its_own_words(text: str) -> None:
     found = phrases(text)
@@ -260,7 +260,7 @@ def test_any_text_gives_few_short_distinct_phrases_made_of_its_own_words(text: s
     assert len({phrase.casefold() for phrase in found or []}) == len(found or []) <= MAX_PHRASES
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(min_size=1, max_size=200))
 def test_long_unicode_never_fails_otherwise_than_by_a_bad_instruction(text: str) -> None:
     phrases((text * 8192)[:8192])
