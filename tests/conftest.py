@@ -11,8 +11,10 @@ import yaml
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-# How long an example takes is up to what else the machine does.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes is up to what else the machine does, and a run of the tests is to say something about the
+# code, not about luck. `pytest --hypothesis-profile search` looks for what the same examples each time do not show.
+settings.register_profile("patient", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("search", settings.get_profile("patient"), derandomize=False, max_examples=3000)
 settings.load_profile("patient")
 
 COLOURS = {"red": (205, 35, 40), "green": (40, 150, 60), "blue": (40, 70, 200), "yellow": (235, 205, 50)}

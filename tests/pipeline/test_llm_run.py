@@ -144,8 +144,9 @@ def test_killed_and_restarted_no_answered_question_is_asked_again(tmp_path):
         assert 40 <= before < 120
         assert main(command) == 0
         repeated = [key for key, times in asked(server).items() if times > 1]
-        # Those that were on their way when the kill came: answered, but to nobody.
-        assert len(repeated) <= 10
+        # Ten were on their way when the kill came, answered but to nobody; ten more may have just been answered and not
+        # yet be on disk.
+        assert len(repeated) <= 20
         assert len(asked(server)) == 120
     assert_every_pair_once(dataset, tmp_path / "run")
 
