@@ -143,7 +143,7 @@ def test_masks_and_scores_are_those_of_a_straight_line_computation(options, expe
                 expected.append((np.any([mask for mask, _ in expected], axis=0), np.max(sure, axis=0)))
             expected = [(mask, p[mask].mean() if mask.any() else 0) for mask, p in expected]
             expected.sort(key=lambda pair: -pair[1])
-            assert [c.score for c in candidates] == pytest.approx([score for _, score in expected], abs=1e-4)
+            assert [c.score for c in candidates] == pytest.approx([score for _, score in expected], abs=1e-3)
             assert [c.score for c in candidates] == sorted((c.score for c in candidates), reverse=True)
             for candidate, (mask, _) in zip(candidates, expected, strict=True):
                 assert candidate.mask.dtype == bool and candidate.mask.shape == scene.image.shape[:2]
@@ -162,7 +162,7 @@ def test_batched_equals_one_at_a_time(options, expert, scenes):
     for scene, answers in zip(scenes, together, strict=True):
         for request, candidates in zip(scene.requests, answers, strict=True):
             [one] = alone.ground(scene.image, [request])
-            assert [c.score for c in candidates] == pytest.approx([c.score for c in one], abs=1e-4)
+            assert [c.score for c in candidates] == pytest.approx([c.score for c in one], abs=1e-3)
             assert all(np.mean(c.mask ^ o.mask) < 1e-3 for c, o in zip(candidates, one, strict=True))
 
 
